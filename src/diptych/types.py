@@ -52,6 +52,21 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Takeover(msgspec.Struct, frozen=True, array_like=True):
+    """What a decode engine did before its first token; comes with the first chunk.
+
+    ``kv_tokens`` is the engine's own count of landed KV that it took over (0 without a handoff);
+    ``cached_tokens`` what it found in its own slot; ``prefill_ms`` its own reading of the rest.
+    """
+
+    kv_tokens: int = 0
+    kv_bytes: int = 0
+    cached_tokens: int = 0
+    slot_wait_ms: float = 0.0
+    admit_ms: float = 0.0
+    prefill_ms: float = 0.0
+
+
 class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     """What a decode engine yields: the tokens of one step, and on the last chunk why it ended.
 
@@ -61,6 +76,7 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
+    takeover: Takeover | None = None
 
 
 class Parts(msgspec.Struct, frozen=True):
