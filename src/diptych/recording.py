@@ -8,7 +8,7 @@ from collections import OrderedDict
 from diptych.errors import DiptychError
 from diptych.fleet.handover import HandedOver
 from diptych.routing.placement import Estimate, Placement
-from diptych.types import FinishReason, Parts, Predicted, Request, RequestRecord, Takeover
+from diptych.types import EngineTime, Parts, Predicted, Request, RequestRecord, Takeover, TokenChunk
 
 KEPT = 4096
 
@@ -102,15 +102,17 @@ class Timeline:
         first_ms = max(0.0, after_ms - transfer_ms - takeover.slot_wait_ms)
         return Parts(queue_ms, handed.prefill_ms, handed.tail_ms, transfer_ms, takeover.slot_wait_ms, first_ms)
 
-    def tokens(self, count: int, finish: FinishReason | None) -> None:
+    def tokens(self, count: int, chunk: TokenChunk) -> None:
         now = time.monotonic()
         if self.first_at is None:
             self.first_at = now
             self.record.ttft_ms = (now - self._started) * 1e3
         self._last = now
         self.record.output_tokens = count
-        if finish is not None:
-            self.record.finish, self.record.status = finish, "finished"
+        if chunk.finish is not None:
+            self.record.finish, self.record.status = chunk.finish, "finished"
+            read_ms = self._handed.compute_ms if self._handed else 0.0
+            self.record.engine_ms = EngineTime(read_ms, chunk.engine_ms or 0.0)
 
     def failed(self, error: DiptychError) -> None:
         self.record.status, self.record.error = "failed", f"{type(error).__name__}: {error}"

@@ -12,12 +12,16 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import msgspec
 
 from diptych.config import FleetSettings
 from diptych.errors import ContextExceeded, DeadlineExceeded, DiptychError, HandoffError, WorkerLost
 from diptych.fleet import messages as m
 from diptych.fleet.handover import HandedOver, hand_over
 from diptych.fleet.peer import Mailbox, Peer
+from diptych.models.chat import ChatFormat
 from diptych.recording import Records, Timeline
 from diptych.routing.placement import Placement
 from diptych.routing.router import Router, Way
@@ -26,14 +30,27 @@ from diptych.types import Request, RequestRecord, TokenChunk
 STEPS_PER_OBSERVATION = 8
 
 
+class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model behind the gateway: what clients may call it, and its text format. ``created`` is in Unix seconds."""
+
+    id: str
+    aliases: tuple[str, ...]
+    context_tokens: int
+    created: int
+    chat: ChatFormat
+
+
 class Service:
     """Serves requests over ``peers`` as ``router`` places them. One per gateway process."""
 
-    def __init__(self, settings: FleetSettings, router: Router, peers: Sequence[Peer]) -> None:
+    def __init__(
+        self, settings: FleetSettings, router: Router, peers: Sequence[Peer], models: Sequence[ServedModel] = ()
+    ) -> None:
         self.settings = settings
         self.router = router
         self.peers = {peer.worker: peer for peer in peers}
-        self.records = Records()
+        self.history = Records()
+        self._models = models
         self.recomputed: Counter[str] = Counter()
 
     async def generate(self, request: Request, only: Way | None = None) -> AsyncGenerator[TokenChunk, None]:
@@ -42,7 +59,7 @@ class Service:
         Raises RequestError before the first chunk when it cannot be served, WorkerError when it fails.
         """
         self._check(request)
-        timeline = self.records.open(request)
+        timeline = self.history.open(request)
         failed: set[str] = set()
         try:
             while True:
@@ -141,7 +158,7 @@ class Service:
                 mark = time.monotonic()
             count += len(chunk.tokens)
             since += len(chunk.tokens) if chunk.takeover is None else 0
-            timeline.tokens(count, chunk.finish)
+            timeline.tokens(count, chunk)
             yield chunk
             if chunk.finish is not None:
                 return
@@ -164,11 +181,32 @@ class Service:
 
     def record(self, request_id: str) -> RequestRecord | None:
         """What happened to a request, or None when it is not known (any more)."""
-        return self.records.get(request_id)
+        return self.history.get(request_id)
 
-    def latest(self, limit: int) -> list[RequestRecord]:
+    def records(self, limit: int) -> list[RequestRecord]:
         """The latest records, newest first."""
-        return self.records.latest(limit)
+        return self.history.latest(limit)
+
+    def models(self) -> Sequence[ServedModel]:
+        """The models that clients may name."""
+        return self._models
+
+    def health(self) -> dict[str, Any]:
+        """``status`` "ok" when requests can be served, and what each worker is doing."""
+        serving = any(view.alive for view in self.router.decode.values())
+        return {
+            "status": "ok" if serving else "unavailable",
+            "workers": {name: self._worker_health(peer) for name, peer in self.peers.items()},
+            "pairs": [f"{prefill} -> {decode}" for prefill, decode in self.router.links],
+            "recomputed": dict(self.recomputed),
+        }
+
+    def _worker_health(self, peer: Peer) -> dict[str, Any]:
+        welcome = peer.welcome
+        if welcome is None:
+            return {"alive": False}
+        about = welcome.description
+        return {"alive": True, "pid": welcome.pid, "role": welcome.role, "engine": about.engine, "build": about.build}
 
     async def close(self) -> None:
         """Leaves the workers; they free what was ours."""

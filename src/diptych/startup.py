@@ -22,7 +22,7 @@ from diptych.fleet.verdict import Verdict, judge
 from diptych.routing.learned import LearnedCost, fit_prefill
 from diptych.routing.placement import Link
 from diptych.routing.router import DecodeView, PrefillView, Router, Way
-from diptych.service import Service
+from diptych.service import ServedModel, Service
 from diptych.types import Request, RequestRecord, Sampling
 
 log = logging.getLogger("diptych.startup")
@@ -49,13 +49,13 @@ class Silent:
 
 async def open_service(
     settings: FleetSettings,
-    chat: canary_prompts.Tokenizes,
+    model: ServedModel,
     addresses: Mapping[str, str],
     cache: Cache,
     progress: Progress | None = None,
 ) -> Service:
     """A service that is ready. Raises DeadlineExceeded when a worker does not come up."""
-    opening = _Opening(settings, chat, addresses, cache, progress or Silent())
+    opening = _Opening(settings, model, addresses, cache, progress or Silent())
     try:
         return await opening.run()
     except BaseException:
@@ -67,18 +67,18 @@ class _Opening:
     def __init__(
         self,
         settings: FleetSettings,
-        chat: canary_prompts.Tokenizes,
+        model: ServedModel,
         addresses: Mapping[str, str],
         cache: Cache,
         progress: Progress,
     ) -> None:
         self._settings = settings
-        self._chat = chat
+        self._chat = model.chat
         self._cache = cache
         self._progress = progress
         self._router = Router(settings.routing.mode)
         peers = [Peer(name, address, settings.deadlines, self._noticed) for name, address in addresses.items()]
-        self.service = Service(settings, self._router, peers)
+        self.service = Service(settings, self._router, peers, (model,))
         self._met: dict[str, Welcome] = {}
         self._read: dict[str, list[tuple[int, float]]] = {}
 

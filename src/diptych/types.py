@@ -70,6 +70,7 @@ class Takeover(msgspec.Struct, frozen=True, array_like=True):
 class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     """What a decode engine yields: the tokens of one step, and on the last chunk why it ended.
 
+    ``engine_ms`` on the last chunk is the engine's own time for the request, its first token's step included.
     An end-of-turn token ends the stream (``finish`` "stop") and is itself counted but not text.
     """
 
@@ -77,6 +78,7 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     takeover: Takeover | None = None
+    engine_ms: float | None = None
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -88,6 +90,13 @@ class Parts(msgspec.Struct, frozen=True):
     transfer: float = 0.0
     decode_queue: float = 0.0
     first_step: float = 0.0
+
+
+class EngineTime(msgspec.Struct, frozen=True):
+    """What each engine says that it computed for the request, in milliseconds; waiting and moving left out."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
 
 
 class Predicted(msgspec.Struct, frozen=True):
@@ -123,6 +132,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     itl_ms: float | None = None
     e2e_ms: float | None = None
     parts_ms: Parts = Parts()
+    engine_ms: EngineTime = EngineTime()
     predicted_ms: Predicted = Predicted(None, None)
     recomputed: str | None = None
     served_latency: Latency = "standard"

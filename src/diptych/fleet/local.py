@@ -13,7 +13,7 @@ from diptych.config import DecodeSettings, FleetSettings, PrefillSettings
 from diptych.fleet.rundir import RunDir
 from diptych.fleet.supervisor import ProcessSpec, Supervisor
 from diptych.fleet.worker import WorkerSpec
-from diptych.models.bundle import ModelBundle
+from diptych.models.resolve import ModelBundle
 
 
 class LocalWorkers:

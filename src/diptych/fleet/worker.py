@@ -12,7 +12,7 @@ import msgspec
 from diptych.config import Deadlines, DecodeSettings, PrefillSettings
 from diptych.errors import ConfigError, DiptychError
 from diptych.fleet.lifeline import stop_on_signals, tie_to_parent
-from diptych.models.bundle import ModelBundle
+from diptych.models.resolve import ModelBundle
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

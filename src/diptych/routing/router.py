@@ -82,6 +82,8 @@ class Router:
         self.prefill: dict[str, PrefillView] = {}
         self.decode: dict[str, DecodeView] = {}
         self.links: dict[tuple[str, str], Link] = {}
+        self.reserved: set[str] = set()
+        """Workers that serve only requests that ask for them by name."""
         self._mode = mode
         self._typical_output = TYPICAL_OUTPUT
 
@@ -104,6 +106,8 @@ class Router:
             prefill = {i: v for i, v in prefill.items() if i == only.prefill}
             decode = {i: v for i, v in decode.items() if i == only.decode}
             links = {key: link for key, link in links.items() if key == (only.prefill, only.decode)}
+        else:
+            decode = {i: v for i, v in decode.items() if i not in self.reserved}
         alone = only is None or only.prefill is None
         return Fleet(
             tuple(self._prefill_state(name, view, tokens) for name, view in prefill.items()),
