@@ -33,7 +33,6 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; or name another: make PYTHON=python3.12 serve"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is needed: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --progress-bar on --upgrade pip
 	$(BIN)/python -m pip install --progress-bar on --editable '.[dev]'
 	@touch $@
 

@@ -84,13 +84,13 @@ def _spans(record: RequestRecord) -> list[tuple[str, float]]:
 
 
 def _facts(record: RequestRecord) -> Text:
+    finish = f", finish {record.finish}" if record.finish else ""
+    predicted = record.predicted_ms
     lines = [
-        f"prompt {record.prompt_tokens} tokens ({record.cached_tokens} cached), output {record.output_tokens}"
-        + (f", finish {record.finish}" if record.finish else ""),
+        f"prompt {record.prompt_tokens} tokens ({record.cached_tokens} cached), output {record.output_tokens}{finish}",
         f"KV handed over: {record.kv_tokens} tokens, {record.kv_bytes:,} bytes",
         f"TTFT {_ms(record.ttft_ms)}, ITL {_ms(record.itl_ms)}, end to end {_ms(record.e2e_ms)}",
-        f"predicted: disaggregated {_ms(record.predicted_ms.disaggregated)}, "
-        f"aggregated {_ms(record.predicted_ms.aggregated)}",
+        f"predicted: disaggregated {_ms(predicted.disaggregated)}, aggregated {_ms(predicted.aggregated)}",
     ]
     if record.recomputed:
         lines.append(f"recomputed: the handoff was given up ({record.recomputed})")

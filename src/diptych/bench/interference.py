@@ -60,12 +60,12 @@ async def _gaps(fleet: Rig, way: Way, seed: int) -> Gaps:
     """The gaps of ``STREAMS`` streams by ``way`` while the prompts of ``ARRIVING`` come by it, one after another."""
     streaming = Way(way.decode, None)
     stamps: list[list[float]] = [[] for _ in range(STREAMS)]
+    flowing = [asyncio.Event() for _ in range(STREAMS)]
     streams = [
-        asyncio.create_task(_stream(fleet, streaming, fleet.prompt(STREAM_PROMPT, seed + i), stamps[i]))
+        asyncio.create_task(_stream(fleet, streaming, fleet.prompt(STREAM_PROMPT, seed + i), stamps[i], flowing[i]))
         for i in range(STREAMS)
     ]
-    while min(map(len, stamps)) < 4:
-        await asyncio.sleep(0.01)
+    await asyncio.gather(*(event.wait() for event in flowing))
     began = time.monotonic()
     ttft_ms = []
     for index, tokens in enumerate(ARRIVING):
@@ -79,14 +79,15 @@ async def _gaps(fleet: Rig, way: Way, seed: int) -> Gaps:
     return Gaps(float(np.percentile(gaps, 99)), float(gaps.max()), float(np.median(gaps)), median(ttft_ms))
 
 
-async def _stream(fleet: Rig, way: Way, prompt: Sequence[int], stamps: list[float]) -> None:
+async def _stream(fleet: Rig, way: Way, prompt: Sequence[int], stamps: list[float], flowing: asyncio.Event) -> None:
     """Decodes until it is cancelled; a finished answer is followed by another."""
     room = fleet.service.context_tokens - len(prompt)
     sampling = Sampling(max_tokens=room, temperature=0.0, ignore_eos=True)
     while True:
         request = Request(id=f"bench-{uuid.uuid4().hex}", model=fleet.model.id, prompt=tuple(prompt), sampling=sampling)
         async for _ in fleet.service.generate(request, only=way):
-            stamps.append(time.monotonic())
+            stamps.append(time.monotonic())  # noqa: PERF401  # stamped as each one comes
+            flowing.set()
 
 
 def _within(times: Sequence[float], began: float, ended: float) -> np.ndarray[Any, np.dtype[np.float64]]:

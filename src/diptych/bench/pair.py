@@ -67,9 +67,7 @@ async def _round(fleet: Rig, generator: TorchGenerator, prompt: Sequence[int], o
 
 def _generate(generator: TorchGenerator, prompt: Sequence[int], output_tokens: int) -> Timing:
     began = time.monotonic()
-    times = []
-    for _ in generator.greedy(prompt, output_tokens, ignore_eos=True):
-        times.append(time.monotonic())
+    times = [time.monotonic() for _ in generator.greedy(prompt, output_tokens, ignore_eos=True)]
     itl_ms = (times[-1] - times[0]) * 1e3 / max(1, len(times) - 1)
     return Timing((times[0] - began) * 1e3, itl_ms, (times[-1] - began) * 1e3)
 
