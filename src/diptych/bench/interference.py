@@ -86,7 +86,7 @@ async def _stream(fleet: Rig, way: Way, prompt: Sequence[int], stamps: list[floa
     while True:
         request = Request(id=f"bench-{uuid.uuid4().hex}", model=fleet.model.id, prompt=tuple(prompt), sampling=sampling)
         async for _ in fleet.service.generate(request, only=way):
-            stamps.append(time.monotonic())  # noqa: PERF401  # stamped as each one comes
+            stamps.append(time.monotonic())  # stamped as each one comes
             flowing.set()
 
 

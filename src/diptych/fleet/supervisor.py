@@ -44,15 +44,15 @@ class Supervisor:
         self._specs = specs
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._stopping = False
+        self._refused: str | None = None
 
     async def run(self) -> None:
         """Returns after :meth:`stop`. Raises ConfigError when a process refused its settings."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for spec in self._specs:
-                    group.create_task(self._keep(spec))
-        except* ConfigError as refused:
-            raise refused.exceptions[0] from None
+        async with asyncio.TaskGroup() as group:
+            for spec in self._specs:
+                group.create_task(self._keep(spec))
+        if self._refused is not None:
+            raise ConfigError(f"{self._refused} refused its settings; its message is above")
 
     def pid(self, name: str) -> int | None:
         """The process id of ``name`` now."""
@@ -78,8 +78,9 @@ class Supervisor:
             if self._stopping:
                 return
             if code == REFUSED:
+                self._refused = spec.name
                 self.stop()
-                raise ConfigError(f"{spec.name} refused its settings; its message is above")
+                return
             failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
             pause_s = BACKOFF_S[min(failures - 1, len(BACKOFF_S) - 1)] if failures else 0.0
             log.warning("%s ended with code %s; starting it again in %g s", spec.name, code, pause_s)
@@ -103,8 +104,9 @@ class Supervisor:
                 await process.communicate(spec.settings)
             return await process.wait()
         finally:
-            if process.returncode is None:
+            if process.returncode is None:  # we were cancelled
                 _signal(process, signal.SIGKILL)
+                await asyncio.shield(process.wait())
             del self._running[spec.name]
             spec.after_exit()
 
