@@ -12,9 +12,7 @@ import msgspec
 
 from diptych import errors
 from diptych.engines.protocol import Description
-from diptych.handoff.contract import KVForm
 from diptych.handoff.seal import Seal
-from diptych.handoff.ticket import Ticket
 from diptych.types import Sampling, TokenChunk
 
 
@@ -35,18 +33,14 @@ class Prefill(Message):
 
     id: str
     prompt: tuple[int, ...]
-    ticket: Ticket
+    ticket: bytes
 
 
 class Offer(Message):
-    """Asks the decode worker for a place to land the KV of ``tokens`` tokens; waits while it is full.
-
-    ``source`` is the form that the prefill engine produces, so that an impossible pair is refused here.
-    """
+    """Asks the decode worker for a place to land the KV of ``tokens`` tokens; waits while it is full."""
 
     id: str
     tokens: int
-    source: KVForm
 
 
 class Decode(Message):
@@ -87,10 +81,10 @@ class Pong(Message):
 
 
 class Offered(Message):
-    """The landing place, and how long the offer waited for room."""
+    """The landing place as a signed ticket, and how long the offer waited for room."""
 
     id: str
-    ticket: Ticket
+    ticket: bytes
     waited_ms: float
 
 

@@ -19,6 +19,7 @@ from diptych.errors import HandoffError
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
 from diptych.fleet.turns import next_turn
+from diptych.handoff.ticket import verify
 from diptych.handoff.transports import Writer, open_writer
 
 Key = tuple[bytes, str]
@@ -50,10 +51,11 @@ class Job:
 class PrefillWorker:
     """Serves one engine at ``address``. Everything but :meth:`_compute` runs on the event loop."""
 
-    def __init__(self, engine: PrefillEngine, settings: PrefillSettings, deadlines: Deadlines) -> None:
+    def __init__(self, engine: PrefillEngine, settings: PrefillSettings, deadlines: Deadlines, secret: bytes) -> None:
         self._engine = engine
         self._settings = settings
         self._deadlines = deadlines
+        self._secret = secret
         self._welcome = m.Welcome(settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid())
         self._jobs: dict[Key, Job] = {}
         self._work = threading.Condition()
@@ -90,7 +92,8 @@ class PrefillWorker:
 
     def _accept(self, client: bytes, message: m.Prefill) -> None:
         try:
-            writer = open_writer(message.ticket, self._welcome.description.form)
+            ticket = verify(message.ticket, self._secret, time.time())
+            writer = open_writer(ticket, self._welcome.description.form)
         except HandoffError as exc:
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return

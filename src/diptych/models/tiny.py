@@ -120,9 +120,7 @@ def _train(vocab: int) -> tuple[list[str], list[str]]:
     return tokens, [" ".join(pair) for pair in learned]
 
 
-def _tensors(
-    architecture: Architecture, shape: TinyShape, rng: np.random.Generator
-) -> dict[str, NDArray[np.float32]]:
+def _tensors(architecture: Architecture, shape: TinyShape, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
     """Name -> values; matrices as [out, in]. Gains are of the size that keeps logits a few units wide."""
 
     def matrix(rows: int, columns: int, gain: float = 1.0) -> NDArray[np.float32]:
