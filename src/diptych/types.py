@@ -52,15 +52,33 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Takeover(msgspec.Struct, frozen=True, array_like=True):
+    """What a decode engine did before its first token; comes with the first chunk.
+
+    ``kv_tokens`` is the engine's own count of landed KV that it took over (0 without a handoff);
+    ``cached_tokens`` what it found in its own slot; ``prefill_ms`` its own reading of the rest.
+    """
+
+    kv_tokens: int = 0
+    kv_bytes: int = 0
+    cached_tokens: int = 0
+    slot_wait_ms: float = 0.0
+    admit_ms: float = 0.0
+    prefill_ms: float = 0.0
+
+
 class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     """What a decode engine yields: the tokens of one step, and on the last chunk why it ended.
 
+    ``engine_ms`` on the last chunk is the engine's own time for the request, its first token's step included.
     An end-of-turn token ends the stream (``finish`` "stop") and is itself counted but not text.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
+    takeover: Takeover | None = None
+    engine_ms: float | None = None
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -72,6 +90,13 @@ class Parts(msgspec.Struct, frozen=True):
     transfer: float = 0.0
     decode_queue: float = 0.0
     first_step: float = 0.0
+
+
+class EngineTime(msgspec.Struct, frozen=True):
+    """What each engine says that it computed for the request, in milliseconds; waiting and moving left out."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
 
 
 class Predicted(msgspec.Struct, frozen=True):
@@ -107,6 +132,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     itl_ms: float | None = None
     e2e_ms: float | None = None
     parts_ms: Parts = Parts()
+    engine_ms: EngineTime = EngineTime()
     predicted_ms: Predicted = Predicted(None, None)
     recomputed: str | None = None
     served_latency: Latency = "standard"

@@ -1,0 +1,147 @@
+"""Frozen settings, read from ``fleet.toml`` or taken from the defaults. Nothing here does I/O but :func:`load`.
+
+A wrong file is refused with its line and what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from diptych.errors import ConfigError
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+WorkerId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A settings table: immutable, and a misspelt key is an error."""
+
+
+class GatewaySettings(Frozen):
+    """Where clients connect. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    max_body_mb: Count = 8
+
+
+class ModelSettings(Frozen):
+    """The model served. ``source``: a known name, a GGUF file, a Hugging Face folder or a hub id.
+
+    ``gguf`` names the decode engine's file where ``source`` is not a GGUF itself. ``aliases`` are further ids
+    under which clients may ask for it, Bedrock's for instance.
+    """
+
+    source: str = "smollm2-135m"
+    gguf: str | None = None
+    id: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+class PrefillSettings(Frozen):
+    """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep."""
+
+    id: WorkerId = "prefill-0"
+    engine: Literal["torch"] = "torch"
+    device: str = "cpu"
+    threads: Count = 2
+    chunk_tokens: Count = 256
+    prefix_cache_mb: Annotated[int, Meta(ge=0)] = 128
+    active_prompts: Count = 4
+    spin: int = 2000
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+
+
+class DecodeSettings(Frozen):
+    """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one."""
+
+    id: WorkerId = "decode-0"
+    engine: Literal["llamacpp"] = "llamacpp"
+    slots: Count = 8
+    ctx_per_request: Count = 2560
+    n_batch: Count = 128
+    threads: Count = 2
+    landing_mb: Count = 192
+    binary: str | None = None
+    address: str | None = None
+    spin: int = 2000
+
+
+class RoutingSettings(Frozen):
+    """``transparent`` places every request where it is predicted fastest; ``opt-in`` lets only requests that ask
+    for ``latency = optimized`` use the pair."""
+
+    mode: Literal["transparent", "opt-in"] = "transparent"
+
+
+class Deadlines(Frozen):
+    """Seconds that each phase of a handoff may take before it counts as failed."""
+
+    offer_s: Positive = 60.0
+    prefill_s: Positive = 120.0
+    admit_s: Positive = 60.0
+    heartbeat_s: Positive = 1.0
+    lost_after_s: Positive = 4.0
+    start_s: Positive = 120.0
+
+
+class FleetSettings(Frozen):
+    """Everything that ``fleet.toml`` can say."""
+
+    gateway: GatewaySettings = GatewaySettings()
+    model: ModelSettings = ModelSettings()
+    prefill: tuple[PrefillSettings, ...] = (PrefillSettings(),)
+    decode: tuple[DecodeSettings, ...] = (DecodeSettings(),)
+    routing: RoutingSettings = RoutingSettings()
+    deadlines: Deadlines = Deadlines()
+
+    def __post_init__(self) -> None:
+        ids = [worker.id for worker in (*self.prefill, *self.decode)]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"worker ids must differ; {', '.join(twice)} is used twice")
+        if not self.decode:
+            raise ValueError("at least one [[decode]] worker is needed")
+
+
+def load(path: Path) -> FleetSettings:
+    """The settings in a TOML file. Raises ConfigError with file, line and cure."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    try:
+        return msgspec.convert(tomllib.loads(text), FleetSettings)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{path}:{_line_of(str(exc), text)}: {exc}") from exc
+
+
+def _line_of(message: str, text: str) -> int:
+    """The line that msgspec's message is about, by its path (``$.decode[0].slots``) or unknown field."""
+    path = re.findall(r"[.`]([A-Za-z_]\w*)(?:\[(\d+)\])?", message.replace("`$", "`"))
+    unknown = re.search(r"unknown field `(\w+)`", message)
+    keys = [(name, int(index or 0)) for name, index in path if not unknown or name != unknown[1]]
+    if unknown:
+        keys.append((unknown[1], 0))
+    line = 1
+    lines = text.splitlines()
+    for name, index in keys:
+        line = _find(lines, line, name, index) or line
+    return line
+
+
+def _find(lines: list[str], start: int, name: str, index: int) -> int | None:
+    """The ``index``-th line from ``start`` on that opens table ``name`` or sets key ``name``."""
+    opens = re.compile(rf"^\s*(\[+\s*([\w.]+\.)?{name}\s*\]|{name}\s*=)")
+    hits = [number for number, line in enumerate(lines, 1) if number >= start and opens.match(line)]
+    return hits[index] if index < len(hits) else None

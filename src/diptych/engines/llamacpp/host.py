@@ -1,0 +1,63 @@
+"""The child process: llama-server from the wheel ``xllamacpp``, or any ``llama-server`` binary.
+
+Started as ``python -m diptych.engines.llamacpp.host`` with a JSON object on standard input. It dies with the
+process that started it. Standard output and error go wherever the parent points them (a log file); the
+address goes, as one line, to the file descriptor that the object names. It imports nothing heavy, for
+start-up counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+WARNINGS = 2
+
+
+def main() -> None:
+    orders = json.load(sys.stdin)
+    die_with(orders["parent"])
+    if orders["cpus"]:
+        os.sched_setaffinity(0, orders["cpus"])
+    if orders["command"]:
+        os.execv(orders["command"][0], orders["command"])  # noqa: S606 - the configured llama-server; no shell
+    server = serve(orders["server"])
+    os.write(orders["report_to"], f"{server.listening_address}\n".encode())
+    os.close(orders["report_to"])
+    signal.pause()
+
+
+def die_with(parent: int) -> None:
+    """Has the kernel kill this process when ``parent`` ends, also when it ended before we could ask."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def serve(options: dict[str, Any]) -> Any:
+    """A running server of the wheel. Its web page, its own prompt cache and its warm-up are off."""
+    import xllamacpp as xl  # noqa: PLC0415 - only this way of serving needs it
+
+    params = xl.CommonParams()
+    params.model.path = options["model"]
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [options["api_key"]]
+    params.n_parallel, params.n_ctx, params.kv_unified = options["slots"], options["n_ctx"], False
+    params.n_batch = params.n_ubatch = options["n_batch"]
+    params.n_threads_http = options["http_threads"]
+    params.slot_save_path = options["slot_dir"]
+    params.flash_attn_type = xl.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.cache_ram_mib, params.cache_idle_slots = 0, False
+    params.ui, params.warmup, params.fit_params, params.verbosity = False, False, False, WARNINGS
+    for cpu in (params.cpuparams, params.cpuparams_batch):
+        cpu.n_threads, cpu.poll = options["threads"], options["poll"]
+        cpu.priority = getattr(xl.ggml_sched_priority, f"GGML_SCHED_PRIO_{options['priority'].upper()}")
+    return xl.Server(params)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A handoff's KV into a slot.
+
+An image of the pool is held from the copy to the restore, and belongs to nobody else in between::
+
+    header by us -> rows by landed.admit (copied, digest over the copy) -> every header field -> restore ->
+    count
+                    the sender can still write to the landing area, but not to the copy
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from diptych.engines.llamacpp.client import Client
+from diptych.engines.llamacpp.images import ImagePool, SlotImage
+from diptych.engines.llamacpp.slotfile import Bytes
+from diptych.errors import CorruptKV, EngineError, InvalidRequest
+
+
+class LandedKV(Protocol):
+    """Sealed KV of ``tokens`` tokens, in the engine's form."""
+
+    tokens: int
+
+    def admit(self, blocks: Sequence[Bytes]) -> None:
+        """Copies the rows into ``blocks`` and checks the copy.
+
+        One [tokens, row bytes] a layer: K of every layer in order, then V. Runs in a thread. Raises
+        HandoffError; ``blocks`` is then in doubt and is not used.
+        """
+
+
+class Takeover:
+    """Brings handed-over KV into slots of one server."""
+
+    def __init__(self, client: Client, images: ImagePool) -> None:
+        self._client, self._images = client, images
+
+    async def into(self, slot: int, prompt: Sequence[int], landed: LandedKV) -> None:
+        """Restores ``landed``, the KV of all but the last token of ``prompt``, into ``slot``.
+
+        Raises HandoffError. Once begun it runs to its end even when the caller is cancelled: the server may
+        still read from the image, so nobody else must get it yet.
+        """
+        task = asyncio.ensure_future(self._run(slot, prompt[:-1], landed))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    async def _run(self, slot: int, tokens: Sequence[int], landed: LandedKV) -> None:
+        if landed.tokens != len(tokens) or not tokens:
+            raise CorruptKV(f"{landed.tokens} tokens were handed over, {len(tokens)} are needed")
+        async with self._images.take() as image:
+            await asyncio.to_thread(landed.admit, image.prepare(tokens))
+            image.verify(tokens)
+            await self._restore(slot, image, len(tokens))
+
+    async def _restore(self, slot: int, image: SlotImage, tokens: int) -> None:
+        try:
+            reply = await self._client.slot(slot, "restore", image.name)
+        except (InvalidRequest, EngineError) as error:
+            raise CorruptKV(f"llama-server does not restore the slot: {error}") from error
+        if (reply.n_restored, reply.n_read) != (tokens, image.file_bytes):
+            raise CorruptKV(f"llama-server restored {reply.n_restored} tokens of {tokens}")
+
+
+def confirm(cache: int | None, prompt: Sequence[int]) -> None:
+    """``cache`` is the server's own count of the prompt tokens that it did not compute. Raises CorruptKV."""
+    if cache != len(prompt) - 1:
+        raise CorruptKV(f"llama-server took over {cache} tokens of {len(prompt) - 1}")

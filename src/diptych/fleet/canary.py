@@ -1,0 +1,51 @@
+"""How far landed KV is from a decode engine's own, in numbers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+def kl_nats(own: Floats, other: Floats) -> float:
+    """KL(own || other) of two log-probability vectors over the same vocabulary, in nats.
+
+    Both are normalised first: an engine may round what it reports.
+    """
+    p, q = _normalised(own), _normalised(other)
+    return max(0.0, float(np.sum(np.exp(p) * (p - q))))
+
+
+def top1_and_gap(logprobs: Floats) -> tuple[int, float]:
+    """The most likely token and its lead over the second, in nats."""
+    second, first = np.argpartition(logprobs, -2)[-2:]
+    if logprobs[second] > logprobs[first]:
+        second, first = first, second
+    return int(first), float(logprobs[first] - logprobs[second])
+
+
+def worst_row(own: Sequence[Floats], other: Sequence[Floats]) -> float:
+    """The largest relative error |other - own| / |own| of any row of any layer; infinite for a non-finite row.
+
+    Arrays are [tokens, row] per layer. A row is one token's keys (or values) of all heads.
+    """
+    return max(
+        (_worst(a.astype(np.float32), b.astype(np.float32)) for a, b in zip(own, other, strict=True)),
+        default=0.0,
+    )
+
+
+def _worst(own: Floats, other: Floats) -> float:
+    error = np.linalg.norm(other - own, axis=1)
+    size = np.linalg.norm(own, axis=1)
+    relative = error / np.maximum(size, 1e-6)
+    return float(np.max(relative)) if np.all(np.isfinite(relative)) else float("inf")
+
+
+def _normalised(logprobs: Floats) -> Floats:
+    wide = logprobs.astype(np.float64)
+    top = np.max(wide)
+    return wide - (top + np.log(np.sum(np.exp(wide - top))))

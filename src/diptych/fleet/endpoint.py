@@ -1,0 +1,68 @@
+"""A worker's end of its connections: one ROUTER socket, and the clients that were heard lately."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import zmq
+
+from diptych.config import Deadlines
+from diptych.fleet import messages as m
+from diptych.fleet.sockets import Wire
+
+
+class Handler(Protocol):
+    """What a worker does with messages. ``client`` identifies a connection."""
+
+    def welcome(self) -> m.Welcome: ...
+
+    def on_message(self, client: bytes, message: m.ToWorker) -> None: ...
+
+    def on_client_lost(self, client: bytes) -> None: ...
+
+
+class Endpoint:
+    """Binds ``address`` and serves a handler. Heartbeats are answered here."""
+
+    def __init__(self, address: str, handler: Handler, deadlines: Deadlines) -> None:
+        self._handler = handler
+        self._lost_after_s = deadlines.lost_after_s
+        self._loop = asyncio.get_running_loop()
+        self._heard: dict[bytes, float] = {}
+        socket = zmq.Context.instance().socket(zmq.ROUTER)
+        socket.set_hwm(0)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.bind(address)
+        self._wire = Wire(socket, self._on_frames)
+        self._sweep = asyncio.create_task(self._drop_silent_clients())
+
+    def send(self, client: bytes, message: m.FromWorker) -> None:
+        """Sends; a client that is gone is dropped, which cancels its requests."""
+        if not self._wire.send(client, m.encode(message)):
+            self._drop(client)
+
+    def _on_frames(self, frames: list[bytes]) -> None:
+        client, message = frames[0], m.decode_to_worker(frames[-1])
+        self._heard[client] = self._loop.time()
+        if isinstance(message, m.Hello):
+            self.send(client, self._handler.welcome())
+        elif isinstance(message, m.Ping):
+            self.send(client, m.Pong())
+        else:
+            self._handler.on_message(client, message)
+
+    def _drop(self, client: bytes) -> None:
+        if self._heard.pop(client, None) is not None:
+            self._handler.on_client_lost(client)
+
+    async def _drop_silent_clients(self) -> None:
+        while True:
+            await asyncio.sleep(self._lost_after_s / 4)
+            limit = self._loop.time() - self._lost_after_s
+            for client in [name for name, heard in self._heard.items() if heard < limit]:
+                self._drop(client)
+
+    def close(self) -> None:
+        self._sweep.cancel()
+        self._wire.close()

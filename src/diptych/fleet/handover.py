@@ -1,0 +1,64 @@
+"""One handoff, driven from the service's side: a place to land, then a prefill that writes there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from diptych.config import Deadlines
+from diptych.errors import WorkerLost
+from diptych.fleet import messages as m
+from diptych.fleet.peer import Mailbox, Peer
+from diptych.handoff.seal import Seal
+
+
+class HandedOver(msgspec.Struct, frozen=True):
+    """A sealed handoff: what the decode worker needs to admit it, and what each part took."""
+
+    seal: Seal
+    cached_tokens: int
+    offer_ms: float
+    queue_ms: float
+    prefill_ms: float
+    compute_ms: float
+    convert_ms: float
+    tail_ms: float
+
+
+async def hand_over(
+    prefill: Peer,
+    decode: Peer,
+    landing: Mailbox,
+    request_id: str,
+    prompt: Sequence[int],
+    deadlines: Deadlines,
+) -> HandedOver:
+    """Has ``prefill`` write the KV of all but the last token of ``prompt`` into ``decode``'s landing area.
+
+    ``landing`` is the caller's mailbox at the decode worker. Raises WorkerError or HandoffError; the region at the
+    decode worker is then still the caller's to cancel.
+    """
+    if prefill.welcome is None:
+        raise WorkerLost(f"{prefill.worker} is not running")
+    source = prefill.welcome.description.form
+    decode.send(m.Offer(request_id, len(prompt) - 1, source))
+    offered = await landing.expect(m.Offered, deadlines.offer_s)
+    box = prefill.open(request_id)
+    finished = False
+    try:
+        prefill.send(m.Prefill(request_id, tuple(prompt[:-1]), offered.ticket))
+        sealed = await box.expect(m.Sealed, deadlines.prefill_s)
+        finished = True
+    finally:
+        prefill.forget(request_id, cancel=not finished)
+    return HandedOver(
+        sealed.seal,
+        sealed.cached_tokens,
+        offered.waited_ms,
+        sealed.queue_ms,
+        sealed.prefill_ms,
+        sealed.compute_ms,
+        sealed.convert_ms,
+        sealed.tail_ms,
+    )

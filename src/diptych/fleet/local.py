@@ -1,0 +1,69 @@
+"""The runtime for one machine: every worker a child process of ours, reached over sockets in shared memory's folder."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from diptych.config import DecodeSettings, FleetSettings, PrefillSettings
+from diptych.fleet.rundir import RunDir
+from diptych.fleet.supervisor import ProcessSpec, Supervisor
+from diptych.fleet.worker import WorkerSpec
+from diptych.models.resolve import ModelBundle
+
+
+class LocalWorkers:
+    """The processes of a fleet's workers, not yet started, and where each will listen."""
+
+    def __init__(self, settings: FleetSettings, model: ModelBundle, rundir: RunDir) -> None:
+        self._settings = settings
+        self._model = model
+        self._rundir = rundir
+        self._secret = secrets.token_bytes(32)
+        workers = (*settings.prefill, *settings.decode)
+        self.addresses = {worker.id: rundir.address(worker.id) for worker in workers}
+        self.specs = [self._spec(worker) for worker in workers]
+
+    def _spec(self, worker: PrefillSettings | DecodeSettings) -> ProcessSpec:
+        spec = WorkerSpec(
+            address=self.addresses[worker.id],
+            directory=str(self._rundir.path / worker.id),
+            secret=self._secret,
+            model=self._model,
+            deadlines=self._settings.deadlines,
+            prefill=worker if isinstance(worker, PrefillSettings) else None,
+            decode=worker if isinstance(worker, DecodeSettings) else None,
+        )
+        return ProcessSpec(
+            name=worker.id,
+            module="diptych.fleet.worker",
+            settings=msgspec.json.encode(spec),
+            environment=_environment(worker),
+            before_start=lambda: self._rundir.worker_dir(worker.id),
+            after_exit=lambda: self._rundir.clear(worker.id),
+        )
+
+
+def _environment(worker: PrefillSettings | DecodeSettings) -> dict[str, str]:
+    """How the worker's compute threads wait. Two engines on the same cores starve one another when both spin for
+    long, and lose their rhythm when neither does (docs/performance.md has the table)."""
+    return {"OMP_NUM_THREADS": str(worker.threads), "GOMP_SPINCOUNT": str(worker.spin)}
+
+
+@asynccontextmanager
+async def running(settings: FleetSettings, model: ModelBundle) -> AsyncGenerator[LocalWorkers, None]:
+    """The workers of a fleet, running until the context ends; nothing of them is left then."""
+    rundir = RunDir()
+    workers = LocalWorkers(settings, model, rundir)
+    supervisor = Supervisor(workers.specs)
+    keeping = asyncio.create_task(supervisor.run())
+    try:
+        yield workers
+    finally:
+        supervisor.stop()
+        await keeping
+        rundir.close()

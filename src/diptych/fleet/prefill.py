@@ -1,0 +1,186 @@
+"""The prefill worker: one engine thread that computes chunks in turn, and the loop that talks.
+
+loop:    on_message -> Job -------------------------------> seal (executor) -> Sealed
+engine:            next_turn -> one chunk -> ... -> last chunk ^
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import uuid
+from collections.abc import Generator
+
+from diptych.config import Deadlines, PrefillSettings
+from diptych.engines.protocol import PrefillEngine
+from diptych.errors import HandoffError
+from diptych.fleet import messages as m
+from diptych.fleet.endpoint import Endpoint
+from diptych.fleet.turns import next_turn
+from diptych.handoff.transports import Writer, open_writer
+
+Key = tuple[bytes, str]
+
+
+class Job:
+    """One prompt on its way: its writer, its steps (from the first turn on), and its times."""
+
+    def __init__(self, key: Key, message: m.Prefill, writer: Writer) -> None:
+        self.key = key
+        self.prompt = message.prompt
+        self.writer = writer
+        self.steps: Generator[int, None, int] | None = None
+        self.added_s = time.monotonic()
+        self.first_s = 0.0
+        self.compute_s = 0.0
+        self.done = 0
+        self.cancelled = False
+
+    @property
+    def remaining(self) -> int:
+        return len(self.prompt) - self.done
+
+    @property
+    def started(self) -> bool:
+        return self.steps is not None
+
+
+class PrefillWorker:
+    """Serves one engine at ``address``. Everything but :meth:`_compute` runs on the event loop."""
+
+    def __init__(self, engine: PrefillEngine, settings: PrefillSettings, deadlines: Deadlines) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._deadlines = deadlines
+        self._welcome = m.Welcome(settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid())
+        self._jobs: dict[Key, Job] = {}
+        self._work = threading.Condition()
+        self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, address: str, stop: asyncio.Event) -> None:
+        """Runs until ``stop``."""
+        self._loop = asyncio.get_running_loop()
+        self._endpoint = Endpoint(address, self, self._deadlines)
+        thread = threading.Thread(target=self._compute, name="engine")
+        thread.start()
+        try:
+            await stop.wait()
+        finally:
+            with self._work:
+                self._closing = True
+                self._work.notify()
+            await asyncio.to_thread(thread.join)
+            self._endpoint.close()
+
+    def welcome(self) -> m.Welcome:
+        return self._welcome
+
+    def on_message(self, client: bytes, message: m.ToWorker) -> None:
+        if isinstance(message, m.Prefill):
+            self._accept(client, message)
+        elif isinstance(message, m.Cancel):
+            self._cancel((client, message.id))
+
+    def on_client_lost(self, client: bytes) -> None:
+        for key in [key for key in self._jobs if key[0] == client]:
+            self._cancel(key)
+
+    def _accept(self, client: bytes, message: m.Prefill) -> None:
+        try:
+            writer = open_writer(message.ticket, self._welcome.description.form)
+        except HandoffError as exc:
+            self._endpoint.send(client, m.Failed.of(message.id, exc))
+            return
+        with self._work:
+            self._jobs[client, message.id] = Job((client, message.id), message, writer)
+            self._work.notify()
+
+    def _cancel(self, key: Key) -> None:
+        with self._work:
+            job = self._jobs.get(key)
+            if job is not None:
+                job.cancelled = True
+                self._work.notify()
+
+    def _compute(self) -> None:
+        """The engine thread: one chunk of one job at a time, until closing."""
+        while (job := self._take()) is not None:
+            try:
+                self._step(job)
+            except Exception as exc:  # noqa: BLE001  # whatever the engine raises ends this job and no other
+                self._end(job, exc)
+        for job in list(self._jobs.values()):
+            self._end(job, None)
+        self._engine.close()
+
+    def _take(self) -> Job | None:
+        with self._work:
+            while not self._closing:
+                jobs = self._jobs.values()
+                over = next((job for job in jobs if job.cancelled), None)
+                job = over or next_turn(jobs, time.monotonic(), self._settings.active_prompts)
+                if job is not None:
+                    return job
+                self._work.wait()
+            return None
+
+    def _step(self, job: Job) -> None:
+        if job.cancelled:
+            self._end(job, None)
+            return
+        began = time.monotonic()
+        if job.steps is None:
+            job.first_s = began
+            job.steps = self._engine.prefill(job.prompt, job.writer)
+        try:
+            job.done = next(job.steps)
+        except StopIteration as end:
+            job.compute_s += time.monotonic() - began
+            self._finish(job, end.value)
+            return
+        job.compute_s += time.monotonic() - began
+
+    def _end(self, job: Job, error: Exception | None) -> None:
+        """Drops a job that will not be sealed."""
+        if job.steps is not None:
+            job.steps.close()
+        with self._work:
+            self._jobs.pop(job.key, None)
+        job.writer.abort()
+        if error is not None:
+            self._post(job.key, m.Failed.of(job.key[1], error))
+
+    def _finish(self, job: Job, cached_tokens: int) -> None:
+        with self._work:
+            self._jobs.pop(job.key, None)
+        self._loop.call_soon_threadsafe(self._start_seal, job, cached_tokens)
+
+    def _start_seal(self, job: Job, cached_tokens: int) -> None:
+        task = asyncio.create_task(self._seal(job, cached_tokens))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _seal(self, job: Job, cached_tokens: int) -> None:
+        began = time.monotonic()
+        try:
+            seal = await asyncio.to_thread(job.writer.seal)
+        except HandoffError as exc:
+            self._endpoint.send(job.key[0], m.Failed.of(job.key[1], exc))
+            return
+        sealed = m.Sealed(
+            id=job.key[1],
+            seal=seal,
+            cached_tokens=cached_tokens,
+            queue_ms=(job.first_s - job.added_s) * 1e3,
+            prefill_ms=(began - job.first_s) * 1e3,
+            compute_ms=job.compute_s * 1e3,
+            convert_ms=job.writer.convert_ms,
+            tail_ms=(time.monotonic() - began) * 1e3,
+        )
+        self._endpoint.send(job.key[0], sealed)
+
+    def _post(self, key: Key, message: m.FromWorker) -> None:
+        self._loop.call_soon_threadsafe(self._endpoint.send, key[0], message)

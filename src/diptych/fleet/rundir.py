@@ -1,0 +1,56 @@
+"""The private folder in shared memory that a running fleet owns: sockets, landing areas, slot images.
+
+    /dev/shm/diptych-<uid>-<pid of the owner>/      0700
+        <worker>.sock
+        <worker>/                                   removed when that worker ends
+It is removed when the owner ends. A fleet that was killed too fast for that is swept up by the next one to start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def _base() -> Path:
+    shared = Path("/dev/shm")  # noqa: S108  # shared memory is the point; the folder in it is private
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+class RunDir:
+    """Created by the owner; ``close`` removes everything in it."""
+
+    def __init__(self) -> None:
+        sweep()
+        self.path = _base() / f"diptych-{os.getuid()}-{os.getpid()}"
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(mode=0o700)
+
+    def address(self, worker: str) -> str:
+        """Where ``worker`` listens."""
+        return f"ipc://{self.path}/{worker}.sock"
+
+    def worker_dir(self, worker: str) -> Path:
+        """The folder of ``worker``, fresh and empty."""
+        self.clear(worker)
+        path = self.path / worker
+        path.mkdir(mode=0o700)
+        return path
+
+    def clear(self, worker: str) -> None:
+        """Removes what ``worker`` left."""
+        shutil.rmtree(self.path / worker, ignore_errors=True)
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Removes the folders of owners that are no longer there."""
+    for path in _base().glob(f"diptych-{os.getuid()}-*"):
+        owner = re.fullmatch(r"diptych-\d+-(\d+)", path.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            shutil.rmtree(path, ignore_errors=True)

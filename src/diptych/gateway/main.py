@@ -1,0 +1,81 @@
+"""The gateway's process: ``python -m diptych.gateway.main PARENT_PID``, its settings as JSON on stdin.
+
+It holds the service: meets and qualifies the workers, then listens and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from diptych.config import FleetSettings
+from diptych.errors import ConfigError, DiptychError
+from diptych.fleet.lifeline import tie_to_parent
+from diptych.fleet.qualification import Cache
+from diptych.gateway.app import build_app
+from diptych.gateway.banner import banner
+from diptych.gateway.server import GatewayServer, Listen
+from diptych.models.chat import ChatFormat
+from diptych.models.resolve import ModelBundle
+from diptych.service import ServedModel
+from diptych.startup import open_service
+from diptych.terminal import StartProgress
+
+
+class GatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the gateway is told. ``addresses`` are the workers' by id; ``cache`` keeps qualifications."""
+
+    settings: FleetSettings
+    model: ModelBundle
+    addresses: Mapping[str, str]
+    cache: str
+
+
+def served_model(model: ModelBundle, settings: FleetSettings) -> ServedModel:
+    """The model as clients know it."""
+    return ServedModel(
+        id=model.id,
+        aliases=model.aliases,
+        context_tokens=min(worker.ctx_per_request for worker in settings.decode),
+        created=int(time.time()),
+        chat=ChatFormat.load(model),
+    )
+
+
+async def serve(spec: GatewaySpec) -> None:
+    """Until SIGTERM. Raises ConfigError when the port cannot be had, WorkerError when a worker does not come up."""
+    progress = StartProgress()
+    model = served_model(spec.model, spec.settings)
+    service = await open_service(spec.settings, model, spec.addresses, Cache(Path(spec.cache)), progress)
+    progress.close()
+    listen = spec.settings.gateway
+    server = GatewayServer(build_app(service), Listen(listen.host, listen.port))
+    try:
+        await server.serve(lambda port: print(banner(f"http://{listen.host}:{port}", model), flush=True))
+    finally:
+        await service.close()
+
+
+def main() -> None:
+    """Exit code 2: the settings cannot be used."""
+    tie_to_parent(int(sys.argv[1]))
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=GatewaySpec)
+    try:
+        asyncio.run(serve(spec))
+    except ConfigError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(2)
+    except DiptychError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
