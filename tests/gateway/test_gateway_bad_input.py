@@ -69,9 +69,7 @@ BEDROCK_CASES = {
     "guardrail": (converse(guardrailConfig={"guardrailIdentifier": "g"}), "guardrail identifier or version"),
     "prompt variables": (converse(promptVariables={}), "ARN of a prompt"),
     "schema": (
-        converse(
-            outputConfig={"textFormat": {"type": "json_schema", "structure": {"jsonSchema": {"schema": "{"}}}}
-        ),
+        converse(outputConfig={"textFormat": {"type": "json_schema", "structure": {"jsonSchema": {"schema": "{"}}}}),
         "must be a JSON object as a string",
     ),
     "too long": (
@@ -132,9 +130,7 @@ def encoded(body: bytes | dict[str, Any]) -> bytes:
 
 @pytest.mark.parametrize("path", [CONVERSE, STREAM])
 @pytest.mark.parametrize("case", BEDROCK_CASES)
-async def test_bedrock_refuses(
-    client: httpx.AsyncClient, service: ScriptedService, path: str, case: str
-) -> None:
+async def test_bedrock_refuses(client: httpx.AsyncClient, service: ScriptedService, path: str, case: str) -> None:
     body, words = BEDROCK_CASES[case]
     answer = await client.post(path, content=encoded(body))
     assert answer.status_code == 400, answer.text
@@ -147,9 +143,7 @@ async def test_bedrock_refuses(
 
 @pytest.mark.parametrize("case", OPENAI_CASES)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_openai_refuses(
-    client: httpx.AsyncClient, service: ScriptedService, case: str, stream: bool
-) -> None:
+async def test_openai_refuses(client: httpx.AsyncClient, service: ScriptedService, case: str, stream: bool) -> None:
     body, param, words = OPENAI_CASES[case]
     if stream and isinstance(body, dict) and "stream_options" not in body:
         body = {**body, "stream": True}
@@ -205,9 +199,7 @@ async def test_a_body_over_the_limit_is_refused_whether_declared_or_not(service:
     assert read <= 1200
 
 
-async def test_max_tokens_beyond_the_room_is_cut_to_it(
-    client: httpx.AsyncClient, service: ScriptedService
-) -> None:
+async def test_max_tokens_beyond_the_room_is_cut_to_it(client: httpx.AsyncClient, service: ScriptedService) -> None:
     await client.post(CHAT, json=chat(max_tokens=1_000_000))
     (request,) = service.requests
     assert request.sampling.max_tokens == 4096 - len(request.prompt)

@@ -50,9 +50,7 @@ def collect(response: dict[str, Any]) -> tuple[str, list[str], dict[str, Any]]:
     events = list(response["stream"])
     response["stream"].close()
     kinds = [next(iter(event)) for event in events]
-    text = "".join(
-        event["contentBlockDelta"]["delta"]["text"] for event in events if "contentBlockDelta" in event
-    )
+    text = "".join(event["contentBlockDelta"]["delta"]["text"] for event in events if "contentBlockDelta" in event)
     return text, kinds, events[-1]["metadata"]
 
 
@@ -132,9 +130,7 @@ def test_max_tokens_and_a_full_context_are_told_apart(bedrock: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("operation", ["converse", "converse_stream"])
-def test_errors_before_the_first_token(
-    bedrock: Any, operation: str, script: str, status: int, code: str
-) -> None:
+def test_errors_before_the_first_token(bedrock: Any, operation: str, script: str, status: int, code: str) -> None:
     with pytest.raises(ClientError) as caught:
         getattr(bedrock, operation)(modelId=NOVA, messages=user(script))
     response = caught.value.response
@@ -202,18 +198,14 @@ def test_chat_stream(chat: Any) -> None:
 
 
 def test_chat_stop_string(chat: Any) -> None:
-    answer = chat.chat.completions.create(
-        model="tiny", messages=ask("forever one.two!"), stop=["two!o", "zzz"]
-    )
+    answer = chat.chat.completions.create(model="tiny", messages=ask("forever one.two!"), stop=["two!o", "zzz"])
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one.", "stop")
     assert answer.usage.completion_tokens == len("one.two!o")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_choices(chat: Any, stream: bool) -> None:
-    made = chat.chat.completions.create(
-        model="tiny", messages=ask("echo sampling.seed"), n=3, seed=40, stream=stream
-    )
+    made = chat.chat.completions.create(model="tiny", messages=ask("echo sampling.seed"), n=3, seed=40, stream=stream)
     if stream:
         texts = {0: "", 1: "", 2: ""}
         for chunk in made:
@@ -231,9 +223,7 @@ def test_logprobs(chat: Any) -> None:
     assert [token.bytes for token in content[:2]] == [[0xC3], [0xA9]]
     assert [len(token.top_logprobs) for token in content] == [2, 2, 2]
     chunks = list(
-        chat.chat.completions.create(
-            model="tiny", messages=ask("say é"), logprobs=True, top_logprobs=2, stream=True
-        )
+        chat.chat.completions.create(model="tiny", messages=ask("say é"), logprobs=True, top_logprobs=2, stream=True)
     )
     given = [chunk.choices[0].logprobs for chunk in chunks]
     streamed = [token for logprobs in given if logprobs for token in logprobs.content]
@@ -261,9 +251,7 @@ def test_chat_errors_before_the_first_token(
 
 
 def test_chat_error_within_a_stream(chat: Any) -> None:
-    stream = chat.chat.completions.create(
-        model="tiny", messages=ask("say ab\nraise EngineError"), stream=True
-    )
+    stream = chat.chat.completions.create(model="tiny", messages=ask("say ab\nraise EngineError"), stream=True)
     chunks: list[Any] = []
     with pytest.raises(openai.APIError, match="the scripted EngineError"):
         chunks.extend(stream)

@@ -53,9 +53,7 @@ def test_a_hang_up_in_a_stream_cancels_the_request(
 
 @pytest.mark.parametrize("http2", [False, True])
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_hang_up_while_waiting_for_a_whole_answer_cancels_it(
-    gateway: GatewayProcess, http2: bool, n: int
-) -> None:
+def test_a_hang_up_while_waiting_for_a_whole_answer_cancels_it(gateway: GatewayProcess, http2: bool, n: int) -> None:
     before = gateway.health()["ended"]["cancelled"]
     with (
         httpx.Client(http1=not http2, http2=http2, base_url=gateway.url) as client,
@@ -72,9 +70,7 @@ def test_a_client_that_leaves_within_its_body_leaves_nothing(gateway: GatewayPro
     assert gateway.health()["running"] == 0
 
 
-@pytest.mark.parametrize(
-    ("path", "status"), [("/v1/chat/completions", b"408"), ("/model/tiny/converse", b"400")]
-)
+@pytest.mark.parametrize(("path", "status"), [("/v1/chat/completions", b"408"), ("/model/tiny/converse", b"400")])
 def test_a_half_sent_request_is_answered_in_time(gateway: GatewayProcess, path: str, status: bytes) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as client:
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"

@@ -38,9 +38,7 @@ def expected(stops: list[str], text: str) -> tuple[str, str | None]:
     text=st.text("ab.", max_size=24),
     cuts=st.lists(st.integers(0, 24), max_size=8),
 )
-def test_where_a_text_is_cut_does_not_depend_on_how_it_is_split(
-    stops: list[str], text: str, cuts: list[int]
-) -> None:
+def test_where_a_text_is_cut_does_not_depend_on_how_it_is_split(stops: list[str], text: str, cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
     pieces = [text[start:end] for start, end in pairwise(edges)]
     assert run(stops, pieces) == expected(stops, text)

@@ -54,8 +54,7 @@ class ChatML:
         to_byte = {char: byte for byte, char in _byte_alphabet().items()}
         vocab = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         self._bytes = [
-            token.encode() if token in (START, END) else bytes(to_byte[char] for char in token)
-            for token, _ in vocab
+            token.encode() if token in (START, END) else bytes(to_byte[char] for char in token) for token, _ in vocab
         ]
         self.end_tokens = frozenset({self.tokenizer.token_to_id(END)})
 

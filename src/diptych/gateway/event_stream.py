@@ -49,9 +49,7 @@ class FrameEncoder:
 
 def event_encoder(event_type: str) -> FrameEncoder:
     """Frames of the JSON event ``event_type``."""
-    return FrameEncoder(
-        {":event-type": event_type, ":content-type": "application/json", ":message-type": "event"}
-    )
+    return FrameEncoder({":event-type": event_type, ":content-type": "application/json", ":message-type": "event"})
 
 
 def exception_frame(exception_type: str, payload: bytes) -> bytes:

@@ -53,9 +53,7 @@ async def _collect(request: Request, limits: Limits) -> bytes:
 
 
 def _too_large(limits: Limits) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The request body is over the limit of {limits.body_bytes} bytes. Send a smaller one."
-    )
+    return BodyTooLarge(f"The request body is over the limit of {limits.body_bytes} bytes. Send a smaller one.")
 
 
 def parse(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:

@@ -42,7 +42,5 @@ async def get_record(call: Call) -> Response:
     request_id = call.http.path_params["request_id"]
     record = call.gateway.service.record(request_id)
     if record is None:
-        raise NotFound(
-            f"There is no record of request '{request_id}'. GET /diptych/requests lists the latest."
-        )
+        raise NotFound(f"There is no record of request '{request_id}'. GET /diptych/requests lists the latest.")
     return json_response(record, call.id)

@@ -30,9 +30,7 @@ class ChatFormat(Protocol):
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a turn. They are counted and yield no text."""
 
-    def prompt_tokens(
-        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
-    ) -> tuple[int, ...]:
+    def prompt_tokens(self, messages: Sequence[Message], tools: Sequence[Message] | None = None) -> tuple[int, ...]:
         """The prompt of a conversation, up to where the assistant's turn begins.
 
         Messages are in the chat template's own form: ``role``, ``content`` (a string) and, where a turn has

@@ -21,9 +21,7 @@ def id_headers(request_id: str) -> dict[str, str]:
     return {"x-amzn-RequestId": request_id, "x-request-id": request_id}
 
 
-def json_response(
-    value: Any, request_id: str, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
+def json_response(value: Any, request_id: str, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return Response(
         to_json(value), status, {**id_headers(request_id), **(headers or {})}, media_type="application/json"
     )

@@ -10,16 +10,13 @@ from diptych.gateway import ports
 from diptych.gateway.bedrock.shapes import ContentBlock, GuardContent, Message, SystemBlock
 
 _NO_USER = (
-    "A conversation must start with a user message. "
-    "Try again with a conversation that starts with a user message."
+    "A conversation must start with a user message. Try again with a conversation that starts with a user message."
 )
 _NOT_ALTERNATING = (
     "A conversation must alternate between user and assistant roles. Make sure the conversation alternates "
     "between user and assistant roles and try again."
 )
-_PREFILL = (
-    "This model does not support assistant message prefill. The conversation must end with a user message."
-)
+_PREFILL = "This model does not support assistant message prefill. The conversation must end with a user message."
 
 
 def template_messages(messages: list[Message], system: list[SystemBlock]) -> list[ports.Message]:
@@ -97,6 +94,4 @@ def _guarded(content: GuardContent | None, path: str) -> str:
 
 
 def _blank(where: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"The text field in the {where} is blank. Add text to the text field, and try again."
-    )
+    return InvalidRequest(f"The text field in the {where} is blank. Add text to the text field, and try again.")

@@ -27,9 +27,7 @@ class ModelFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ignore_eos: bool = False
 
 
-async def converse_request(
-    body: ConverseBody, model: ServedModel, request_id: str, operation: str
-) -> Request:
+async def converse_request(body: ConverseBody, model: ServedModel, request_id: str, operation: str) -> Request:
     """The request that ``body`` describes. Raises InvalidRequest or ContextExceeded, in Bedrock's words."""
     _refuse_unsupported(body)
     fields = _model_fields(body.additional_model_request_fields)
@@ -87,9 +85,7 @@ def _check(body: ConverseBody) -> None:
                 "Member must be a JSON Pointer, such as /stop_sequence",
             )
     if len(body.additional_model_response_field_paths) > 10:
-        raise violated(
-            "[...]", "additionalModelResponseFieldPaths", "Member must have length less than or equal to 10"
-        )
+        raise violated("[...]", "additionalModelResponseFieldPaths", "Member must have length less than or equal to 10")
     if len(body.request_metadata) > 16:
         raise violated("{...}", "requestMetadata", "Member must have length less than or equal to 16")
 
@@ -99,9 +95,7 @@ def _check_inference(config: InferenceConfig) -> None:
     within(config.temperature, "inferenceConfig.temperature", 0, 1)
     within(config.top_p, "inferenceConfig.topP", 0, 1)
     if len(config.stop_sequences) > 2500:
-        raise violated(
-            "[...]", "inferenceConfig.stopSequences", "Member must have length less than or equal to 2500"
-        )
+        raise violated("[...]", "inferenceConfig.stopSequences", "Member must have length less than or equal to 2500")
     for index, stop in enumerate(config.stop_sequences):
         if not stop:
             path = f"inferenceConfig.stopSequences.{index + 1}.member"

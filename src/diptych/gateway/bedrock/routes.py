@@ -36,9 +36,7 @@ async def _begin(call: Call, operation: str) -> tuple[Generation, ConverseBody]:
         body = parse(raw, decoder)
     except InvalidRequest as error:
         detail = str(error).rstrip(".")
-        raise InvalidRequest(
-            f"Malformed input request: {detail}, please reformat your input and try again."
-        ) from None
+        raise InvalidRequest(f"Malformed input request: {detail}, please reformat your input and try again.") from None
     request = await converse_request(body, model, call.id, operation)
     return Generation(call.gateway.service, model, request), body
 

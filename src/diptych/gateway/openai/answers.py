@@ -108,9 +108,7 @@ class ChunkForm:
         made = self.event({"content": "\0"}, None)
         self._head, self._tail = made.split(to_json("\0"))
 
-    def event(
-        self, delta: dict[str, Any], finish: str | None, logprobs: dict[str, Any] | None = None
-    ) -> bytes:
+    def event(self, delta: dict[str, Any], finish: str | None, logprobs: dict[str, Any] | None = None) -> bytes:
         choice = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return b"data: " + to_json({**self._common, "choices": [choice], **self._usage}) + b"\n\n"
 
@@ -118,9 +116,7 @@ class ChunkForm:
         return self._head + to_json(text) + self._tail
 
 
-async def chat_events(
-    generations: Sequence[Generation], created: int, body: ChatBody
-) -> AsyncGenerator[bytes, None]:
+async def chat_events(generations: Sequence[Generation], created: int, body: ChatBody) -> AsyncGenerator[bytes, None]:
     """The chunks of all choices, the usage chunk if it was asked for, and ``[DONE]``."""
     common = _common(generations, created, "chat.completion.chunk", body)
     include_usage = body.stream_options is not None and body.stream_options.include_usage

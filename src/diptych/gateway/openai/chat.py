@@ -79,9 +79,7 @@ def _json_schema(wanted: ResponseFormat | None) -> str | None:
     if wanted.type == "json_object":
         return '{"type":"object"}'
     if wanted.json_schema is None:
-        raise InvalidParameter(
-            "response_format", "'response_format' of type json_schema needs 'json_schema'."
-        )
+        raise InvalidParameter("response_format", "'response_format' of type json_schema needs 'json_schema'.")
     return to_json(wanted.json_schema.schema).decode()
 
 
@@ -136,7 +134,5 @@ def _text(message: ChatMessage, path: str) -> str:
     for index, part in enumerate(message.content):
         if part.type != "text" or part.text is None:
             where = f"{path}.content[{index}]"
-            raise InvalidParameter(
-                where, f"{where} has the type '{part.type}'; this model takes 'text' only."
-            )
+            raise InvalidParameter(where, f"{where} has the type '{part.type}'; this model takes 'text' only.")
     return "\n".join(part.text or "" for part in message.content)
