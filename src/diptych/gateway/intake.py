@@ -1,0 +1,72 @@
+"""A request's body: bounded in bytes and in time, then JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from diptych.errors import InvalidRequest
+from diptych.gateway.refusals import BodyTimeout, BodyTooLarge
+
+Shape = TypeVar("Shape")
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a client may cost before its request is understood. 25 MB is Bedrock's own limit for a body."""
+
+    body_bytes: int = 25_000_000
+    body_timeout_s: float = 60.0
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The whole body. Raises BodyTooLarge, BodyTimeout, or ClientDisconnect when the client has left."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.body_bytes:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            return await _collect(request, limits)
+    except TimeoutError:
+        raise BodyTimeout(
+            f"The request body did not arrive within {limits.body_timeout_s:g} s. Send it again as a whole."
+        ) from None
+
+
+async def _collect(request: Request, limits: Limits) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limits.body_bytes:
+            raise _too_large(limits)
+        parts.append(part)
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def _too_large(limits: Limits) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is over the limit of {limits.body_bytes} bytes. Send a smaller one.")
+
+
+def parse(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
+    """The body in the decoder's shape. Raises InvalidRequest with the place of what is wrong."""
+    if not body:
+        raise InvalidRequest("The request body is empty. Send a JSON object.")
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error)) from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("The request body is not valid UTF-8. Encode it as UTF-8.") from None
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deeply.") from None

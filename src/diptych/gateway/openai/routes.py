@@ -1,0 +1,68 @@
+"""OpenAI's operations over HTTP, under ``/v1`` and under Bedrock's ``/openai/v1``."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.responses import Response
+from starlette.routing import Route
+
+from diptych.gateway.catalog import find_model
+from diptych.gateway.generation import Generation
+from diptych.gateway.intake import parse, read_body
+from diptych.gateway.openai.answers import chat_answer, chat_events
+from diptych.gateway.openai.chat import chat_requests
+from diptych.gateway.openai.failures import error_event, error_response
+from diptych.gateway.openai.shapes import decoder
+from diptych.gateway.ports import ServedModel
+from diptych.gateway.responses import EventStream, json_response
+from diptych.gateway.routes import Call, Endpoint, Gateway
+
+_PREFIXES = ("/v1", "/openai/v1")
+
+
+def openai_routes(gateway: Gateway) -> list[Route]:
+    return [
+        Route(prefix + path, Endpoint(gateway, handler, error_response), methods=[method])
+        for prefix in _PREFIXES
+        for method, path, handler in (
+            ("POST", "/chat/completions", chat_completions),
+            ("GET", "/models", list_models),
+            ("GET", "/models/{model_id:path}", get_model),
+        )
+    ]
+
+
+async def chat_completions(call: Call) -> Response:
+    gateway = call.gateway
+    body = parse(await read_body(call.http, gateway.limits), decoder)
+    model = find_model(gateway.service.models(), body.model)
+    requests = await chat_requests(body, model, call.id, "ChatCompletions")
+    generations = [Generation(gateway.service, model, request) for request in requests]
+    if body.stream:
+        events = chat_events(generations, call.created, body)
+        return EventStream(
+            events,
+            failure=error_event,
+            in_flight=gateway.in_flight,
+            request_id=call.id,
+            media_type="text/event-stream",
+        )
+    answer = chat_answer(generations, call.created, body)
+    return json_response(await gateway.in_flight.run(call.http.receive, answer), call.id)
+
+
+def _model(model: ServedModel, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": model.created, "owned_by": "diptych"}
+
+
+async def list_models(call: Call) -> Response:
+    models = call.gateway.service.models()
+    data = [_model(model, name) for model in models for name in (model.id, *model.aliases)]
+    return json_response({"object": "list", "data": data}, call.id)
+
+
+async def get_model(call: Call) -> Response:
+    name = unquote(call.http.path_params["model_id"])
+    return json_response(_model(find_model(call.gateway.service.models(), name), name), call.id)
