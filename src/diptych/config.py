@@ -30,7 +30,7 @@ class GatewaySettings(Frozen):
 
     host: str = "127.0.0.1"
     port: Port = 8080
-    max_body_mb: Count = 8
+    max_body_mb: Count = 25
 
 
 class ModelSettings(Frozen):
