@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import xxhash
@@ -76,7 +76,7 @@ class Writer:
         )
         self._thread.start()
 
-    def write(self, token_start: int, keys: Sequence[Cells], values: Sequence[Cells]) -> None:
+    def write(self, token_start: int, keys: Sequence[Any], values: Sequence[Any]) -> None:
         """Takes one chunk: an array per layer. They must stay unchanged until ``seal`` or ``abort`` returns.
 
         Raises StaleWrite after the end or beyond the ticket's tokens, CorruptKV for arrays of another form,
