@@ -53,9 +53,7 @@ def k_rows(block: np.ndarray, tokens: int) -> np.ndarray:
     return block.reshape(tokens, -1).view(np.float16).reshape(tokens, 2, 8)
 
 
-def test_from_one_cache_to_the_other(
-    landing: Landing, shm: Transport, source: KVForm, target: KVForm
-) -> None:
+def test_from_one_cache_to_the_other(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("request-1", target, 10, 30.0)
     assert landing.phase(ticket.handoff_id) == "offered"
     seal = hand_over(shm, ticket, source, seed=1)
@@ -143,9 +141,7 @@ def test_every_byte_counts(landing: Landing, shm: Transport, source: KVForm, tar
             landing.admit(ticket.handoff_id, seal, buffers(target, 3))
 
 
-def test_another_handoffs_seal_is_refused(
-    landing: Landing, shm: Transport, source: KVForm, target: KVForm
-) -> None:
+def test_another_handoffs_seal_is_refused(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
     mine, other = (landing.offer(name, target, 10, 30.0) for name in ("mine", "other"))
     hand_over(shm, mine, source, seed=1)
     foreign = hand_over(shm, other, source, seed=2)
@@ -296,9 +292,7 @@ def test_a_killed_owners_arena_is_swept_and_a_living_one_is_not(directory: Path)
     second.close(remove=True)
 
 
-def test_a_receiver_that_restarted_is_noticed(
-    directory: Path, shm: Transport, source: KVForm, target: KVForm
-) -> None:
+def test_a_receiver_that_restarted_is_noticed(directory: Path, shm: Transport, source: KVForm, target: KVForm) -> None:
     """nixl#1986, vllm#49238: a stale mapping of a restarted peer crashed the other side."""
     old = Landing(directory, 1 << 20, receiver="d")
     before = old.offer("r", target, 8, 30.0)
@@ -313,9 +307,7 @@ def test_a_receiver_that_restarted_is_noticed(
     assert list(shm._arenas) == [ticket.address]
 
 
-def test_a_ticket_that_lies_about_its_place(
-    landing: Landing, shm: Transport, source: KVForm, target: KVForm
-) -> None:
+def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 8, 30.0)
     lies = [
         {"offset": landing.capacity_bytes},

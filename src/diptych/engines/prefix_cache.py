@@ -14,8 +14,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from diptych.engines.torch_model import KVBuffers
 
 BLOCK_TOKENS = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -141,4 +142,4 @@ def chunk_bounds(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:
     total = stop - start
     count = max(1, round(total / chunk)) if total else 0
     edges = [start + total * i // count for i in range(count + 1)] if count else []
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))

@@ -69,4 +69,5 @@ def _worst(own: Floats, other: Floats) -> float:
 def _normalised(logprobs: Floats) -> Floats:
     wide = logprobs.astype(np.float64)
     top = np.max(wide)
-    return wide - (top + np.log(np.sum(np.exp(wide - top))))
+    normalised: Floats = wide - (top + np.log(np.sum(np.exp(wide - top))))
+    return normalised

@@ -19,8 +19,9 @@ from diptych.errors import HandoffError
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
 from diptych.fleet.turns import next_turn
+from diptych.handoff import transports
 from diptych.handoff.ticket import verify
-from diptych.handoff.transports import Writer, open_writer
+from diptych.handoff.writer import Writer
 
 Key = tuple[bytes, str]
 
@@ -93,7 +94,7 @@ class PrefillWorker:
     def _accept(self, client: bytes, message: m.Prefill) -> None:
         try:
             ticket = verify(message.ticket, self._secret, time.time())
-            writer = open_writer(ticket, self._welcome.description.form)
+            writer = transports.load(ticket.transport).open_writer(ticket, self._welcome.description.form)
         except HandoffError as exc:
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
@@ -173,6 +174,8 @@ class PrefillWorker:
         except HandoffError as exc:
             self._endpoint.send(job.key[0], m.Failed.of(job.key[1], exc))
             return
+        finally:
+            job.writer.abort()
         sealed = m.Sealed(
             id=job.key[1],
             seal=seal,
@@ -180,7 +183,7 @@ class PrefillWorker:
             queue_ms=(job.first_s - job.added_s) * 1e3,
             prefill_ms=(began - job.first_s) * 1e3,
             compute_ms=job.compute_s * 1e3,
-            convert_ms=job.writer.convert_ms,
+            convert_ms=job.writer.timing.convert_ms,
             tail_ms=(time.monotonic() - began) * 1e3,
         )
         self._endpoint.send(job.key[0], sealed)

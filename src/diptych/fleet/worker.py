@@ -28,11 +28,17 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def _prefill(spec: WorkerSpec, settings: PrefillSettings) -> None:
-    from diptych.engines.torch import TorchPrefill  # noqa: PLC0415  # loads PyTorch, which other workers do without
+    from diptych.engines.torch import TorchConfig, TorchPrefill  # noqa: PLC0415  # PyTorch, for this worker alone
     from diptych.fleet.prefill import PrefillWorker  # noqa: PLC0415
 
     stop = stop_on_signals()
-    engine = await asyncio.to_thread(TorchPrefill, spec.model, settings)
+    config = TorchConfig(
+        device=settings.device,
+        threads=settings.threads,
+        chunk_tokens=settings.chunk_tokens,
+        prefix_cache_mib=settings.prefix_cache_mb,
+    )
+    engine = TorchPrefill(spec.model, config)
     await PrefillWorker(engine, settings, spec.deadlines, spec.secret).serve(spec.address, stop)
 
 

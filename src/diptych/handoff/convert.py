@@ -34,9 +34,7 @@ order.
 _CELL_AXES = ("token", "head", "dim")
 
 
-def execute(
-    plan: Plan, token_start: int, keys: Sequence[Cells], values: Sequence[Cells], region: Region
-) -> bytes:
+def execute(plan: Plan, token_start: int, keys: Sequence[Cells], values: Sequence[Cells], region: Region) -> bytes:
     """Writes the chunk that starts at ``token_start`` into ``region``; returns its XXH3-128 digest.
 
     ``keys`` and ``values`` hold one array per layer of the source, all of one chunk of tokens; ``region``
@@ -58,9 +56,7 @@ def converted(plan: Plan, keys: Sequence[Cells], values: Sequence[Cells]) -> Ite
     staging = np.empty(max(image.size(tokens) for image in plan.target.images), np.uint8)
     for index, ((plane, _, _), arrays) in enumerate(zip(plan.source.planes, (keys, values), strict=False)):
         if len(arrays) != plan.source.layer_span.size:
-            raise CorruptKV(
-                f"{len(arrays)} layers of {plane} were handed over, not {plan.source.layer_span.size}"
-            )
+            raise CorruptKV(f"{len(arrays)} layers of {plane} were handed over, not {plan.source.layer_span.size}")
         mover: _Mover | None = None
         for array in arrays[plan.layers.start : plan.layers.stop]:
             if mover is None or not mover.fits(array):
@@ -143,12 +139,8 @@ class _Mover:
         extents = {"token": tokens, "head": form.head_span.size, "dim": head_dim}
         wanted = tuple(extents[axis] for axis in _axes(self._have))
         if array.shape != wanted or array.itemsize != self._storage.itemsize:
-            raise CorruptKV(
-                f"an array of {array.dtype} {array.shape} was handed over, not {self._have.dtype} {wanted}"
-            )
-        cells: Cells = array.view(self._storage).transpose(self._order)[
-            :, self._heads.start : self._heads.stop
-        ]
+            raise CorruptKV(f"an array of {array.dtype} {array.shape} was handed over, not {self._have.dtype} {wanted}")
+        cells: Cells = array.view(self._storage).transpose(self._order)[:, self._heads.start : self._heads.stop]
         return cells
 
 

@@ -10,9 +10,7 @@ ROWS: tuple[Axis, ...] = ("token", "head", "dim")
 HEAD_MAJOR: tuple[Axis, ...] = ("head", "token", "dim")
 
 
-def hugging_face(
-    geometry: Geometry, fingerprint: str, dtype: Dtype = "bf16", rope: Rope | None = None
-) -> KVForm:
+def hugging_face(geometry: Geometry, fingerprint: str, dtype: Dtype = "bf16", rope: Rope | None = None) -> KVForm:
     """A transformers cache: per layer K and V as [head, token, dim] (no batch axis), half-rotated."""
     return KVForm(
         name="hugging-face",

@@ -194,9 +194,7 @@ class Landing:
                 for image, block in zip(images, blocks, strict=True)
             ]
         except ValueError as error:
-            raise CorruptKV(
-                f"the engine's buffers are not of the form {ticket.form.name}: {error}"
-            ) from error
+            raise CorruptKV(f"the engine's buffers are not of the form {ticket.form.name}: {error}") from error
         region = Region(ticket.form, self.region(ticket), ticket.tokens)
         for piece in seal.pieces:
             digest = xxhash.xxh3_128()

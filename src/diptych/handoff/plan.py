@@ -77,9 +77,7 @@ def _check_storage(form: KVForm) -> None:
             raise IncompatibleForms(f"{form.name}.{plane}.axes", tensor.axes, tuple(sorted(wanted)))
         group, _ = GROUPS[tensor.dtype]
         if group > 1 and (axes[-1] != "dim" or head_dim % group):
-            raise IncompatibleForms(
-                f"{form.name}.{plane}.dtype", tensor.dtype, f"rows of whole groups of {group}"
-            )
+            raise IncompatibleForms(f"{form.name}.{plane}.dtype", tensor.dtype, f"rows of whole groups of {group}")
         if "block" in axes and axes.index("block") > axes.index("token"):
             raise IncompatibleForms(f"{form.name}.{plane}.axes", tensor.axes, "block outside token")
 

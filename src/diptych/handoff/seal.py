@@ -63,9 +63,7 @@ def check_seal(seal: Seal, ticket: Ticket) -> None:
     if (seal.handoff_id, seal.epoch) != (ticket.handoff_id, ticket.epoch):
         raise StaleWrite(f"the seal of handoff {seal.handoff_id} is of another handoff or epoch")
     if (seal.tokens, seal.kv_bytes) != (ticket.tokens, ticket.kv_bytes):
-        raise CorruptKV(
-            f"sealed {seal.tokens} of {ticket.tokens} tokens, {seal.kv_bytes} of {ticket.kv_bytes} bytes"
-        )
+        raise CorruptKV(f"sealed {seal.tokens} of {ticket.tokens} tokens, {seal.kv_bytes} of {ticket.kv_bytes} bytes")
     reached = 0
     for piece in seal.pieces:
         if piece.token_start != reached or piece.tokens <= 0 or piece.token_start % ticket.form.unit_tokens:

@@ -71,9 +71,7 @@ class Writer:
         self._closed = False
         self._queue: queue.Queue[_Chunk | None] = queue.Queue(QUEUED_CHUNKS)
         self._last_write = time.perf_counter()
-        self._thread = threading.Thread(
-            target=self._run, name=f"handoff-{ticket.handoff_id[:8]}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"handoff-{ticket.handoff_id[:8]}", daemon=True)
         self._thread.start()
 
     def write(self, token_start: int, keys: Sequence[Any], values: Sequence[Any]) -> None:
@@ -87,9 +85,7 @@ class Writer:
         if token_start < 0 or token_start + tokens > self.ticket.tokens:
             raise StaleWrite(f"tokens {token_start}+{tokens} lie beyond the ticket's {self.ticket.tokens}")
         if token_start % self._plan.target.unit_tokens:
-            raise CorruptKV(
-                f"token {token_start} is not at the start of a block of {self._plan.target.unit_tokens}"
-            )
+            raise CorruptKV(f"token {token_start} is not at the start of a block of {self._plan.target.unit_tokens}")
         self._queue.put(_Chunk(token_start, tokens, keys, values))
         self._last_write = time.perf_counter()
 
