@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 import uuid
@@ -57,7 +58,9 @@ class PrefillWorker:
         self._settings = settings
         self._deadlines = deadlines
         self._secret = secret
-        self._welcome = m.Welcome(settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid())
+        self._welcome = m.Welcome(
+            settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
+        )
         self._jobs: dict[Key, Job] = {}
         self._work = threading.Condition()
         self._closing = False
