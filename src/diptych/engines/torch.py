@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from diptych.engines.prefix_cache import PrefixCache
+from diptych.engines.protocol import Description, KVSink
 from diptych.engines.torch_model import Decoder, KVBuffers
 from diptych.engines.torch_weights import load_weights
 from diptych.errors import ConfigError, ContextExceeded, InvalidRequest
+from diptych.handoff import forms
+from diptych.handoff.contract import Geometry
 from diptych.models.resolve import ModelBundle
-
-if TYPE_CHECKING:
-    from diptych.engines.protocol import Description, KVSink
 
 Dtype = Literal["bf16", "f16", "f32"]
 _TORCH_DTYPE: Final = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -56,23 +56,9 @@ class TorchPrefill:
 
     def describe(self) -> Description:
         """The engine, and the form of the arrays that it gives to a sink: per layer [head, token, dim]."""
-        from diptych.engines.protocol import Description
-        from diptych.handoff.contract import Geometry, KVForm, Rope, Tensor
-
-        geometry = self.bundle.geometry
-        plane = Tensor(axes=("head", "token", "dim"), dtype=self.config.dtype)
-        form = KVForm(
-            name=f"torch-{self.config.dtype}",
-            fingerprint=self.bundle.fingerprint,
-            geometry=Geometry(
-                layers=geometry.layers,
-                kv_heads=geometry.kv_heads,
-                head_dim_k=geometry.head_dim_k,
-                head_dim_v=geometry.head_dim_v,
-            ),
-            keys=plane,
-            values=plane,
-            rope=Rope(pairing="half"),
+        g = self.bundle.geometry
+        cached = Geometry(
+            layers=g.layers, kv_heads=g.kv_heads, head_dim_k=g.head_dim_k, head_dim_v=g.head_dim_v
         )
         return Description(
             engine="torch",
@@ -80,7 +66,7 @@ class TorchPrefill:
             device=self.config.device,
             model=self.bundle.id,
             fingerprint=self.bundle.fingerprint,
-            form=form,
+            form=forms.hugging_face(cached, self.bundle.fingerprint, self.config.dtype),
             slots=1,
             context_tokens=self.bundle.context_tokens,
         )
@@ -105,7 +91,7 @@ class TorchPrefill:
         return self.cache.match(prompt)
 
     def next_logits(self, prompt: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [vocab] of the token after ``prompt``, computed chunk by chunk and without the prefix cache."""
+        """Logits [vocab] of the token after ``prompt``, computed in chunks and without the prefix cache."""
         tokens = self._checked(prompt)
         kv = self.decoder.new_buffers(len(prompt))
         *before, last = chunk_bounds(0, len(prompt), self.config.chunk_tokens)
@@ -123,7 +109,9 @@ class TorchPrefill:
         if not prompt:
             raise InvalidRequest("the prompt is empty")
         if len(prompt) > geometry.context_tokens:
-            raise ContextExceeded(f"{len(prompt)} prompt tokens; the model's context is {geometry.context_tokens}")
+            raise ContextExceeded(
+                f"{len(prompt)} prompt tokens; the model's context is {geometry.context_tokens}"
+            )
         if min(prompt) < 0 or max(prompt) >= geometry.vocab:
             raise InvalidRequest(f"a token of the prompt lies outside the vocabulary of {geometry.vocab}")
         return torch.tensor(prompt, dtype=torch.int64)
@@ -138,7 +126,7 @@ class TorchPrefill:
 
 
 def chunk_bounds(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:
-    """Cuts [start, stop) into equal chunks of about ``chunk`` tokens; a stub of a few tokens would be all overhead."""
+    """Cuts [start, stop) into equal chunks of about ``chunk`` tokens: a stub would be all overhead."""
     total = stop - start
     count = max(1, round(total / chunk)) if total else 0
     edges = [start + total * i // count for i in range(count + 1)] if count else []

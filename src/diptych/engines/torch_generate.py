@@ -1,7 +1,7 @@
 """The same model on transformers' stock path: what PyTorch alone would do, prompt and answer.
 
-A benchmark's baseline and a test's oracle, never part of serving. The stock modules take the engine's own tensors
-(rows of the merged matrices are views), so a second copy of the weights is not held.
+A benchmark's baseline and a test's oracle, never part of serving. The stock modules take the engine's own
+tensors (rows of the merged matrices are views), so a second copy of the weights is not held.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class StockModel:
         logits: torch.Tensor = self.model(ids).logits[0].float().cpu()
         return logits
 
-    def generate_greedy(self, prompt: Sequence[int], max_tokens: int, *, ignore_eos: bool = False) -> GreedyRun:
+    def generate_greedy(
+        self, prompt: Sequence[int], max_tokens: int, *, ignore_eos: bool = False
+    ) -> GreedyRun:
         """Up to ``max_tokens`` greedy tokens after ``prompt``, each with its time."""
         clock = _Clock()
         ids = torch.tensor([list(prompt)], device=self.device)
@@ -101,7 +103,9 @@ def _stock_model(engine: TorchPrefill) -> Any:
         "lm_head.weight": weights.head,
     }
     for index, layer in enumerate(weights.layers):
-        state |= {f"model.layers.{index}.{k}": v for k, v in _layer_state(layer, engine.bundle.geometry).items()}
+        state |= {
+            f"model.layers.{index}.{k}": v for k, v in _layer_state(layer, engine.bundle.geometry).items()
+        }
     model.load_state_dict(state, assign=True)
     rotary = model.model.rotary_emb
     rotary.inv_freq = weights.inverse_frequencies

@@ -1,8 +1,8 @@
-"""The forward pass of Llama, Qwen2 and Qwen3 decoders, a chunk at a time, over KV buffers that the caller owns.
+"""The forward pass of Llama, Qwen2 and Qwen3 decoders, a chunk at a time, over the caller's KV buffers.
 
-Written out instead of called through transformers' modules because a prompt's forward pass needs less than they do: no
-logits, no output of the last layer, no cache object, no repeated KV heads, and no fresh memory in the inner loop
-(on a CPU, page faults of large temporaries cost as much as the attention itself).
+Written out instead of called through transformers' modules because a prompt's forward pass needs less than they
+do: no logits, no output of the last layer, no cache object, no repeated KV heads, and no fresh memory in the
+inner loop (on a CPU, page faults of large temporaries cost as much as the attention itself).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Decoder:
 
     @torch.inference_mode()
     def extend(self, tokens: torch.Tensor, start: int, kv: KVBuffers) -> None:
-        """Computes the KV of ``tokens`` (int64 [n]) at positions ``start``.. into ``kv``, which holds all before."""
+        """Computes the KV of ``tokens`` (int64 [n]) from position ``start`` on; ``kv`` holds all before."""
         self._run(tokens, start, kv, finish=False)
 
     @torch.inference_mode()
@@ -88,10 +88,12 @@ class Decoder:
         start: int,
         with_query: bool,
     ) -> torch.Tensor | None:
-        """Writes K (rotated) and V into ``cache``; returns the queries [tokens, heads, d], not rotated yet."""
+        """Writes K (rotated) and V into ``cache``; returns the queries [tokens, heads, d], yet to be rotated."""
         g, tokens = self.geometry, normed.shape[0]
         first = 0 if with_query else g.heads * g.head_dim_k
-        mixed = F.linear(normed, layer.qkv[first:], None if layer.qkv_bias is None else layer.qkv_bias[first:])
+        mixed = F.linear(
+            normed, layer.qkv[first:], None if layer.qkv_bias is None else layer.qkv_bias[first:]
+        )
         widths = (g.heads * g.head_dim_k - first, g.kv_heads * g.head_dim_k, g.kv_heads * g.head_dim_v)
         query, key, value = mixed.split(widths, 1)
         key = key.view(tokens, g.kv_heads, -1)
