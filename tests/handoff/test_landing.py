@@ -17,7 +17,7 @@ import pytest
 from diptych.errors import ConfigError, CorruptKV, HandoffError, IncompatibleForms, LandingFull, StaleWrite
 from diptych.handoff import codecs
 from diptych.handoff.arena import Arena
-from diptych.handoff.contract import KVForm
+from diptych.handoff.contract import KVForm, Tensor
 from diptych.handoff.landing import Landing
 from diptych.handoff.seal import Piece, Seal, make_seal
 from diptych.handoff.state import Deadlines
@@ -64,7 +64,7 @@ def test_from_one_cache_to_the_other(
     landing.admit(ticket.handoff_id, seal, private)
     keys, _ = kv(source, 10, 1)
     for layer in range(3):
-        want = codecs.decode(keys[layer], "bf16").transpose(1, 0, 2).astype(np.float16)
+        want = codecs.decode(keys[layer], BF16).transpose(1, 0, 2).astype(np.float16)
         np.testing.assert_array_equal(k_rows(private[layer], 10)[..., 0::2], want[..., :4])
     assert landing.phase(ticket.handoff_id) == "admitted"
     assert landing.used_bytes == 0
@@ -101,6 +101,7 @@ def pieces(edit: Callable[[list[Piece]], list[Piece]]) -> Callable[[Landing, Tic
     return spoil
 
 
+BF16 = Tensor(axes=("head", "token", "dim"), dtype="bf16")
 CORRUPT = {
     "one bit flipped": spoil_region,
     "a token short": replace(tokens=9),
@@ -180,7 +181,7 @@ def test_a_late_write_into_a_reused_region_never_becomes_a_wrong_token(
         write_and_seal(late, 4, keys, values)
     private = buffers(target, 8)
     landing.admit(second.handoff_id, seal, private)
-    want = codecs.decode(kv(source, 8, 2)[0][0], "bf16").transpose(1, 0, 2).astype(np.float16)
+    want = codecs.decode(kv(source, 8, 2)[0][0], BF16).transpose(1, 0, 2).astype(np.float16)
     np.testing.assert_array_equal(k_rows(private[0], 8)[..., 0::2], want[..., :4])
 
 
@@ -356,7 +357,7 @@ def test_threads_hand_over_distinct_kv_through_too_small_an_arena(
                 wrong.append(str(error))
                 continue
             values = kv(source, tokens, seed * 100 + turn)[1]
-            want = codecs.decode(values[2], "bf16").transpose(1, 0, 2).astype(np.float16)
+            want = codecs.decode(values[2], BF16).transpose(1, 0, 2).astype(np.float16)
             if not np.array_equal(k_rows(private[5], tokens), want):
                 wrong.append(f"{seed}.{turn} got another's KV")
 
