@@ -84,8 +84,12 @@ def test_strided_private_buffers(landing: Landing, shm: Transport, source: KVFor
     assert image[:, :, 4:36].any(axis=(1, 2)).all()
 
 
+def raw(landing: Landing, ticket: Ticket) -> np.ndarray:
+    return landing._arena.data[ticket.offset : ticket.offset + ticket.kv_bytes]
+
+
 def spoil_region(landing: Landing, ticket: Ticket, seal: Seal) -> Seal:
-    landing.region(ticket)[17] ^= 0x10
+    raw(landing, ticket)[17] ^= 0x10
     return seal
 
 
@@ -139,7 +143,7 @@ def test_every_byte_counts(landing: Landing, shm: Transport, source: KVForm, tar
     for position in range(0, target.region_bytes(3), 7):
         ticket = landing.offer("r", target, 3, 30.0)
         seal = hand_over(shm, ticket, source)
-        landing.region(ticket)[position] ^= 1 << position % 8
+        raw(landing, ticket)[position] ^= 1 << position % 8
         with pytest.raises(CorruptKV):
             landing.admit(ticket.handoff_id, seal, buffers(target, 3))
 
@@ -201,6 +205,36 @@ def test_a_write_that_slips_past_the_epoch_is_caught_by_the_digest(
         landing.admit(second.handoff_id, seal, buffers(target, 8))
 
 
+def test_a_writer_that_gives_up_is_noticed(
+    landing: Landing, shm: Transport, source: KVForm, target: KVForm
+) -> None:
+    ticket = landing.offer("r", target, 8, 30.0)
+    writer = shm.open_writer(ticket, source)
+    assert landing.expire() == []
+    writer.abort()
+    assert landing.expire() == [ticket.handoff_id]
+    assert landing.counts["failed.given_up"] == 1
+    later = landing.offer("r2", target, 8, 30.0)
+    assert later.slot == ticket.slot
+    writer._channel.close()
+    writer._channel._row.give_up(ticket.epoch)  # a notice that comes too late is of another epoch
+    assert landing.expire() == []
+    landing.admit(later.handoff_id, hand_over(shm, later, source), buffers(target, 8))
+
+
+def test_a_replayed_ticket_is_refused(
+    landing: Landing, shm: Transport, source: KVForm, target: KVForm
+) -> None:
+    ticket = landing.offer("r", target, 8, 30.0)
+    writer = shm.open_writer(ticket, source)
+    with pytest.raises(StaleWrite, match="already"):
+        shm.open_writer(ticket, source)
+    writer.write(0, *kv(source, 8))
+    landing.admit(ticket.handoff_id, writer.seal(), buffers(target, 8))
+    with pytest.raises(StaleWrite, match="over"):
+        shm.open_writer(ticket, source)
+
+
 def test_full_then_room_again(landing: Landing, target: KVForm) -> None:
     per_token = target.bytes_per_token
     tokens = landing.capacity_bytes // per_token // 4
@@ -252,7 +286,7 @@ def test_deadlines_by_phase(directory: Path, shm: Transport, source: KVForm, tar
     keys, values = kv(source, 8)
     writer = shm.open_writer(stalls, source)
     writer.write(0, [a[:, :4] for a in keys], [a[:, :4] for a in values])
-    while int(landing._arena.rows[stalls.slot, 1]) != 4:
+    while landing._arena.row(stalls.slot).tokens != 4:
         pass
     assert landing.expire() == []
     now[0] = 102.5
@@ -325,7 +359,7 @@ def test_a_ticket_that_lies_about_its_place(
         {"offset": -4096},
     ]
     for lie in lies:
-        with pytest.raises(StaleWrite):
+        with pytest.raises(StaleWrite, match="does not fit"):
             shm.open_writer(msgspec.structs.replace(ticket, **lie), source)
 
 
