@@ -17,7 +17,7 @@ import pytest
 from diptych.errors import ConfigError, CorruptKV, HandoffError, IncompatibleForms, LandingFull, StaleWrite
 from diptych.handoff import codecs
 from diptych.handoff.arena import Arena
-from diptych.handoff.contract import KVForm
+from diptych.handoff.contract import KVForm, Tensor
 from diptych.handoff.landing import Landing
 from diptych.handoff.seal import Piece, Seal, make_seal
 from diptych.handoff.state import Deadlines
@@ -62,7 +62,7 @@ def test_from_one_cache_to_the_other(landing: Landing, shm: Transport, source: K
     landing.admit(ticket.handoff_id, seal, private)
     keys, _ = kv(source, 10, 1)
     for layer in range(3):
-        want = codecs.decode(keys[layer], "bf16").transpose(1, 0, 2).astype(np.float16)
+        want = codecs.decode(keys[layer], BF16).transpose(1, 0, 2).astype(np.float16)
         np.testing.assert_array_equal(k_rows(private[layer], 10)[..., 0::2], want[..., :4])
     assert landing.phase(ticket.handoff_id) == "admitted"
     assert landing.used_bytes == 0
@@ -82,8 +82,12 @@ def test_strided_private_buffers(landing: Landing, shm: Transport, source: KVFor
     assert image[:, :, 4:36].any(axis=(1, 2)).all()
 
 
+def raw(landing: Landing, ticket: Ticket) -> np.ndarray:
+    return landing._arena.data[ticket.offset : ticket.offset + ticket.kv_bytes]
+
+
 def spoil_region(landing: Landing, ticket: Ticket, seal: Seal) -> Seal:
-    landing.region(ticket)[17] ^= 0x10
+    raw(landing, ticket)[17] ^= 0x10
     return seal
 
 
@@ -99,6 +103,7 @@ def pieces(edit: Callable[[list[Piece]], list[Piece]]) -> Callable[[Landing, Tic
     return spoil
 
 
+BF16 = Tensor(axes=("head", "token", "dim"), dtype="bf16")
 CORRUPT = {
     "one bit flipped": spoil_region,
     "a token short": replace(tokens=9),
@@ -136,7 +141,7 @@ def test_every_byte_counts(landing: Landing, shm: Transport, source: KVForm, tar
     for position in range(0, target.region_bytes(3), 7):
         ticket = landing.offer("r", target, 3, 30.0)
         seal = hand_over(shm, ticket, source)
-        landing.region(ticket)[position] ^= 1 << position % 8
+        raw(landing, ticket)[position] ^= 1 << position % 8
         with pytest.raises(CorruptKV):
             landing.admit(ticket.handoff_id, seal, buffers(target, 3))
 
@@ -176,7 +181,7 @@ def test_a_late_write_into_a_reused_region_never_becomes_a_wrong_token(
         write_and_seal(late, 4, keys, values)
     private = buffers(target, 8)
     landing.admit(second.handoff_id, seal, private)
-    want = codecs.decode(kv(source, 8, 2)[0][0], "bf16").transpose(1, 0, 2).astype(np.float16)
+    want = codecs.decode(kv(source, 8, 2)[0][0], BF16).transpose(1, 0, 2).astype(np.float16)
     np.testing.assert_array_equal(k_rows(private[0], 8)[..., 0::2], want[..., :4])
 
 
@@ -194,6 +199,32 @@ def test_a_write_that_slips_past_the_epoch_is_caught_by_the_digest(
     late.seal()
     with pytest.raises(CorruptKV):
         landing.admit(second.handoff_id, seal, buffers(target, 8))
+
+
+def test_a_writer_that_gives_up_is_noticed(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+    ticket = landing.offer("r", target, 8, 30.0)
+    writer = shm.open_writer(ticket, source)
+    assert landing.expire() == []
+    writer.abort()
+    assert landing.expire() == [ticket.handoff_id]
+    assert landing.counts["failed.given_up"] == 1
+    later = landing.offer("r2", target, 8, 30.0)
+    assert later.slot == ticket.slot
+    writer._channel.close()
+    writer._channel._row.give_up(ticket.epoch)  # a notice that comes too late is of another epoch
+    assert landing.expire() == []
+    landing.admit(later.handoff_id, hand_over(shm, later, source), buffers(target, 8))
+
+
+def test_a_replayed_ticket_is_refused(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+    ticket = landing.offer("r", target, 8, 30.0)
+    writer = shm.open_writer(ticket, source)
+    with pytest.raises(StaleWrite, match="already"):
+        shm.open_writer(ticket, source)
+    writer.write(0, *kv(source, 8))
+    landing.admit(ticket.handoff_id, writer.seal(), buffers(target, 8))
+    with pytest.raises(StaleWrite, match="over"):
+        shm.open_writer(ticket, source)
 
 
 def test_full_then_room_again(landing: Landing, target: KVForm) -> None:
@@ -247,7 +278,7 @@ def test_deadlines_by_phase(directory: Path, shm: Transport, source: KVForm, tar
     keys, values = kv(source, 8)
     writer = shm.open_writer(stalls, source)
     writer.write(0, [a[:, :4] for a in keys], [a[:, :4] for a in values])
-    while int(landing._arena.rows[stalls.slot, 1]) != 4:
+    while landing._arena.row(stalls.slot).tokens != 4:
         pass
     assert landing.expire() == []
     now[0] = 102.5
@@ -316,7 +347,7 @@ def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Transport, so
         {"offset": -4096},
     ]
     for lie in lies:
-        with pytest.raises(StaleWrite):
+        with pytest.raises(StaleWrite, match="does not fit"):
             shm.open_writer(msgspec.structs.replace(ticket, **lie), source)
 
 
@@ -348,7 +379,7 @@ def test_threads_hand_over_distinct_kv_through_too_small_an_arena(
                 wrong.append(str(error))
                 continue
             values = kv(source, tokens, seed * 100 + turn)[1]
-            want = codecs.decode(values[2], "bf16").transpose(1, 0, 2).astype(np.float16)
+            want = codecs.decode(values[2], BF16).transpose(1, 0, 2).astype(np.float16)
             if not np.array_equal(k_rows(private[5], tokens), want):
                 wrong.append(f"{seed}.{turn} got another's KV")
 

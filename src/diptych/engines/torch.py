@@ -57,9 +57,7 @@ class TorchPrefill:
     def describe(self) -> Description:
         """The engine, and the form of the arrays that it gives to a sink: per layer [head, token, dim]."""
         g = self.bundle.geometry
-        cached = Geometry(
-            layers=g.layers, kv_heads=g.kv_heads, head_dim_k=g.head_dim_k, head_dim_v=g.head_dim_v
-        )
+        cached = Geometry(layers=g.layers, kv_heads=g.kv_heads, head_dim_k=g.head_dim_k, head_dim_v=g.head_dim_v)
         return Description(
             engine="torch",
             build=f"torch {torch.__version__}",
@@ -109,9 +107,7 @@ class TorchPrefill:
         if not prompt:
             raise InvalidRequest("the prompt is empty")
         if len(prompt) > geometry.context_tokens:
-            raise ContextExceeded(
-                f"{len(prompt)} prompt tokens; the model's context is {geometry.context_tokens}"
-            )
+            raise ContextExceeded(f"{len(prompt)} prompt tokens; the model's context is {geometry.context_tokens}")
         if min(prompt) < 0 or max(prompt) >= geometry.vocab:
             raise InvalidRequest(f"a token of the prompt lies outside the vocabulary of {geometry.vocab}")
         return torch.tensor(prompt, dtype=torch.int64)

@@ -55,9 +55,7 @@ class StockModel:
         logits: torch.Tensor = self.model(ids).logits[0].float().cpu()
         return logits
 
-    def generate_greedy(
-        self, prompt: Sequence[int], max_tokens: int, *, ignore_eos: bool = False
-    ) -> GreedyRun:
+    def generate_greedy(self, prompt: Sequence[int], max_tokens: int, *, ignore_eos: bool = False) -> GreedyRun:
         """Up to ``max_tokens`` greedy tokens after ``prompt``, each with its time."""
         clock = _Clock()
         ids = torch.tensor([list(prompt)], device=self.device)
@@ -103,9 +101,7 @@ def _stock_model(engine: TorchPrefill) -> Any:
         "lm_head.weight": weights.head,
     }
     for index, layer in enumerate(weights.layers):
-        state |= {
-            f"model.layers.{index}.{k}": v for k, v in _layer_state(layer, engine.bundle.geometry).items()
-        }
+        state |= {f"model.layers.{index}.{k}": v for k, v in _layer_state(layer, engine.bundle.geometry).items()}
     model.load_state_dict(state, assign=True)
     rotary = model.model.rotary_emb
     rotary.inv_freq = weights.inverse_frequencies

@@ -91,9 +91,7 @@ class Decoder:
         """Writes K (rotated) and V into ``cache``; returns the queries [tokens, heads, d], yet to be rotated."""
         g, tokens = self.geometry, normed.shape[0]
         first = 0 if with_query else g.heads * g.head_dim_k
-        mixed = F.linear(
-            normed, layer.qkv[first:], None if layer.qkv_bias is None else layer.qkv_bias[first:]
-        )
+        mixed = F.linear(normed, layer.qkv[first:], None if layer.qkv_bias is None else layer.qkv_bias[first:])
         widths = (g.heads * g.head_dim_k - first, g.kv_heads * g.head_dim_k, g.kv_heads * g.head_dim_v)
         query, key, value = mixed.split(widths, 1)
         key = key.view(tokens, g.kv_heads, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from diptych.errors import StaleWrite
@@ -44,19 +45,25 @@ class _Channel:
         fits = 0 <= start < end <= arena.size and 0 <= ticket.slot < ROWS
         if not fits or ticket.kv_bytes != ticket.form.region_bytes(ticket.tokens):
             raise StaleWrite(f"the ticket of handoff {ticket.handoff_id} does not fit its landing area")
-        self._row = arena.rows[ticket.slot]
+        self._row = arena.row(ticket.slot)
         self._epoch = ticket.epoch
-        self._region: Region | None = Region(ticket.form, arena.data[start:end], ticket.tokens)
+        self._region = Region(ticket.form, arena.data[start:end], ticket.tokens)
+        self._over = False
+        if not self._row.holds(self._epoch) or not self._row.claim(secrets.randbits(63) + 1):
+            raise StaleWrite(f"handoff {ticket.handoff_id} is over or has a writer already")
 
     def put(self, image: int, token_start: int, tokens: int, staged: Bytes) -> None:
-        if self._region is None or self._row[0] != self._epoch:
+        if not self._row.holds(self._epoch):
             raise StaleWrite("the landing region was taken back")
         self._region.put(image, token_start, tokens, staged)
         if image == len(self._region.images) - 1:
-            self._row[1] += tokens
+            self._row.wrote(tokens)
 
     def finish(self) -> None:
         """Nothing is under way: every put has been delivered when it returns."""
+        self._over = True
 
     def close(self) -> None:
-        self._region = None
+        if not self._over:
+            self._row.give_up(self._epoch)
+            self._over = True
