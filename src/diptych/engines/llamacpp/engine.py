@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,8 @@ from diptych.errors import (
     WorkerError,
     WorkerLost,
 )
+from diptych.models.chat import ChatFormat
+from diptych.models.resolve import ModelBundle
 from diptych.types import Sampling, TokenChunk
 
 
@@ -56,15 +59,13 @@ class LlamaCppDecode:
         self._watch = asyncio.create_task(self._watch_process(server.process)) if server.process else None
 
     @classmethod
-    async def start(cls, settings: Settings, model: Model, pieces: Pieces) -> LlamaCppDecode:
-        """Starts (or meets) the server and learns its slot file. Raises ConfigError.
-
-        ``pieces`` gives the bytes of every token id; it is called once, in a thread, when first needed.
-        """
+    async def start(cls, settings: Settings, bundle: ModelBundle) -> LlamaCppDecode:
+        """Starts (or meets) the server and learns its slot file. Raises ConfigError."""
+        model = Model.of(bundle)
         server = await Server.start(settings, model)
         try:
             form = await learn_form(server.client, Path(settings.slot_dir), model.row_bytes, server.build)
-            return cls(settings, model, server, form, pieces)
+            return cls(settings, model, server, form, partial(_pieces, bundle))
         except WorkerError as error:
             await server.stop()
             raise ConfigError(f"{server.build} came up but does not work: {error}") from error
@@ -129,14 +130,14 @@ class LlamaCppDecode:
 
         Nothing but ``landed`` is re-used.
         """
-        ask = Sampling(max_tokens=1, temperature=0, logprobs=self._model.vocabulary, ignore_eos=True)
+        vocabulary = self._model.vocabulary
         async with self._slot(prompt, landed) as (slot, _):
-            body = wire.completion(prompt, ask, slot.index, reuse=landed is not None, stream=False)
+            body = wire.distribution(prompt, vocabulary, slot.index, reuse=landed is not None)
             answer = wire.event.decode(await self._server.client.call("POST", "/completion", body))
             if landed is not None:
                 confirm(answer.cached, prompt)
-        found = np.full(self._model.vocabulary, -np.inf, np.float32)
-        for token, logprob in wire.logprobs(answer, self._model.vocabulary)[0].top:
+        found = np.full(vocabulary, -np.inf, np.float32)
+        for token, logprob in wire.logprobs(answer, vocabulary)[0].top:
             found[token] = logprob
         return found
 
@@ -196,6 +197,12 @@ class LlamaCppDecode:
     async def _watch_process(self, process: ServerProcess) -> None:
         self._lost = await process.ended()
         self._slots.fail(self._lost)
+
+
+def _pieces(bundle: ModelBundle) -> list[bytes]:
+    """The bytes of every token id. Takes a moment: called in a thread, when first needed."""
+    chat = ChatFormat.load(bundle)
+    return [chat.token_text(token) for token in range(bundle.geometry.vocab)]
 
 
 def _rows(data: bytes, prompt: Sequence[int]) -> Rows:
