@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Protocol
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from diptych.handoff.contract import KVForm
 from diptych.types import Sampling, TokenChunk
@@ -62,9 +64,16 @@ class PrefillEngine(Protocol):
 
 
 class LandedKV(Protocol):
-    """KV in the decode engine's form that has passed every check: count, epoch, length and digest."""
+    """Sealed KV of ``tokens`` tokens in the decode engine's form, waiting in the landing area."""
 
     tokens: int
+
+    def admit(self, blocks: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Copies it into the engine's private ``blocks``, one per image of the form, and proves that copy.
+
+        The engine calls it once, in a thread, when it has a slot. Raises HandoffError; ``blocks`` are then in
+        doubt and must not be used.
+        """
 
 
 class DecodeEngine(Protocol):
