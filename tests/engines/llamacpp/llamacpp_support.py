@@ -14,7 +14,7 @@ import numpy as np
 from diptych.engines.llamacpp.engine import LlamaCppDecode, Rows
 from diptych.engines.llamacpp.settings import Settings
 from diptych.engines.llamacpp.slotfile import Bytes
-from diptych.engines.llamacpp.takeover import LandedKV
+from diptych.engines.protocol import LandedKV
 from diptych.models.resolve import ModelBundle
 from diptych.types import FinishReason, Sampling, TokenLogprob
 
@@ -82,7 +82,7 @@ async def answer(
 
 
 def same_but_for_near_ties(seen: Answer, alone: Answer) -> bool:
-    """Equal, or parted first where ``alone`` itself hardly preferred its token: batching alone flips those."""
+    """Equal, or parted first where ``alone`` hardly preferred its token: batching flips those too."""
     assert len(seen.tokens) == len(alone.tokens)
     pairs = enumerate(zip(seen.tokens, alone.tokens, strict=True))
     parted = next((position for position, (a, b) in pairs if a != b), None)

@@ -215,22 +215,30 @@ class TestRefusal:
             assert (await answer(engine, prompt, landed)).tokens == (await answer(engine, prompt)).tokens
 
 
+def mixed_prompts(count: int, vocabulary: int) -> list[tuple[int, ...]]:
+    random = np.random.default_rng(count)
+    return [tuple(random.integers(40, vocabulary, size).tolist()) for size in random.integers(2, 90, count)]
+
+
+async def all_at_once_as_alone(engine: LlamaCppDecode, prompts: list[tuple[int, ...]]) -> None:
+    """Half of them handed over, half computed by the engine itself."""
+    alone = [await answer(engine, prompt, max_tokens=8) for prompt in prompts]
+    landed = [Landed(await engine.export_rows(prompt)) if n % 2 else None for n, prompt in enumerate(prompts)]
+    pairs = zip(prompts, landed, strict=True)
+    together = await asyncio.gather(*(answer(engine, prompt, kv, max_tokens=8) for prompt, kv in pairs))
+    assert all(map(same_but_for_near_ties, together, alone))
+    assert len({seen.tokens for seen in together}) > len(prompts) // 2
+
+
 class TestManyAtOnce:
-    async def test_64_prompts_over_8_slots_each_as_if_alone(
-        self, engine: LlamaCppDecode, chat: ChatFormat
-    ) -> None:
-        random = np.random.default_rng(64)
-        prompts = [tuple(random.integers(100, 40_000, size).tolist()) for size in random.integers(2, 90, 64)]
-        alone = [await answer(engine, prompt, max_tokens=8) for prompt in prompts]
-        landed = [
-            Landed(await engine.export_rows(prompt)) if n % 2 else None for n, prompt in enumerate(prompts)
-        ]
-        together = await asyncio.gather(
-            *(answer(engine, prompt, kv, max_tokens=8) for prompt, kv in zip(prompts, landed, strict=True))
-        )
-        assert all(map(same_but_for_near_ties, together, alone))
-        assert len({seen.tokens for seen in together}) > 40
-        assert (engine.batch, engine.waiting, engine.context_tokens) == (0, 0, 0)
+    async def test_64_prompts_over_8_slots_each_as_if_alone(self, tiny: ModelBundle) -> None:
+        prompts = mixed_prompts(64, tiny.geometry.vocab)
+        async with running(tiny) as engine:
+            await all_at_once_as_alone(engine, prompts)
+            assert (engine.batch, engine.waiting, engine.context_tokens) == (0, 0, 0)
+
+    async def test_16_prompts_of_the_real_model(self, engine: LlamaCppDecode) -> None:
+        await all_at_once_as_alone(engine, mixed_prompts(16, 40_000))
 
     async def test_what_the_router_asks(self, engine: LlamaCppDecode, prompt: tuple[int, ...]) -> None:
         async with aclosing(engine.decode("r", prompt, None, GREEDY)) as stream:
@@ -313,7 +321,10 @@ class TestSampling:
         assert len(seen.logprobs) == len(seen.tokens)
 
     async def test_a_schema_binds(self, engine: LlamaCppDecode, chat: ChatFormat) -> None:
-        schema = '{"type":"object","properties":{"lit":{"type":"boolean"}},"required":["lit"]}'
+        schema = (
+            '{"type":"object","properties":{"lit":{"type":"boolean"}},'
+            '"required":["lit"],"additionalProperties":false}'
+        )
         seen = await answer(
             engine, chat.encode("The lamp, as JSON:"), max_tokens=60, json_schema=schema, ignore_eos=False
         )

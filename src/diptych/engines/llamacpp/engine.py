@@ -21,8 +21,8 @@ from diptych.engines.llamacpp.server import Server
 from diptych.engines.llamacpp.settings import Model, Settings
 from diptych.engines.llamacpp.slotfile import SlotForm, parse
 from diptych.engines.llamacpp.slots import Slot, Slots
-from diptych.engines.llamacpp.takeover import LandedKV, Takeover, confirm
-from diptych.engines.protocol import Description
+from diptych.engines.llamacpp.takeover import Takeover, confirm
+from diptych.engines.protocol import Description, LandedKV
 from diptych.errors import (
     ConfigError,
     ContextExceeded,
