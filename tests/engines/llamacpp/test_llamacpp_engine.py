@@ -349,7 +349,20 @@ class TestSampling:
         assert max(len(chunk.tokens) for chunk in seen) > 1
         assert b"".join(chat.token_text(token) for token in tokens).decode() == text
 
-    async def test_a_stream_cut_inside_a_character_keeps_the_count(self, engine: LlamaCppDecode) -> None:
+    @pytest.mark.parametrize("max_tokens", range(2, 8))
+    async def test_a_stream_cut_inside_a_character(
+        self, engine: LlamaCppDecode, chat: ChatFormat, max_tokens: int
+    ) -> None:
+        prompt = chat.encode("日本語" * 12)
+        landed = Landed(await engine.export_rows(prompt))
+        whole = await answer(engine, prompt, landed, max_tokens=12, logprobs=None)
+        assert "本" in b"".join(chat.token_text(token) for token in whole.tokens).decode(errors="replace")
+        cut = await answer(engine, prompt, landed, max_tokens=max_tokens, logprobs=None)
+        assert (cut.tokens, cut.finish) == (whole.tokens[:max_tokens], "length")
+
+    async def test_cut_inside_a_character_of_a_grammar_the_count_is_kept(
+        self, engine: LlamaCppDecode
+    ) -> None:
         seen = await answer(engine, (1, 2, 3), max_tokens=2, logprobs=None, grammar='root ::= "😀"')
         assert (len(seen.tokens), seen.finish) == (2, "length")
 

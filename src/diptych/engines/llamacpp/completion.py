@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
+import msgspec
+
 from diptych.engines.llamacpp import wire
 from diptych.engines.llamacpp.client import Client
 from diptych.engines.llamacpp.slots import Slot
@@ -17,51 +19,79 @@ from diptych.types import Sampling, TokenChunk
 Pieces = Callable[[], Sequence[bytes]]
 
 
-class Completions:
-    """Runs completions in slots of one server."""
+class LazySpeller:
+    """The speller, made in a thread when it is first needed: most streams hold no character of several
+    tokens.
+    """
 
-    def __init__(self, client: Client, pieces: Pieces) -> None:
-        self._client, self._pieces = client, pieces
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
         self._speller: Speller | None = None
 
-    async def run(
-        self, slot: Slot, prompt: Sequence[int], sampling: Sampling, *, reuse: bool, landed: bool
-    ) -> AsyncGenerator[TokenChunk, None]:
-        """The chunks of one completion; afterwards ``slot`` remembers what it holds.
+    async def get(self) -> Speller:
+        if self._speller is None:
+            self._speller = Speller(await asyncio.to_thread(self._pieces))
+        return self._speller
 
-        With ``landed``, raises CorruptKV before the first chunk unless the server confirms the takeover.
+
+class Completion:
+    """One request in the slot that it holds."""
+
+    def __init__(
+        self, client: Client, speller: LazySpeller, slot: Slot, prompt: Sequence[int], sampling: Sampling
+    ) -> None:
+        self._client, self._speller = client, speller
+        self._slot, self._prompt, self._sampling = slot, prompt, sampling
+        self._tokens: list[int] = []
+
+    async def chunks(self, *, reuse: bool, landed: bool) -> AsyncGenerator[TokenChunk, None]:
+        """The request's chunks; afterwards the slot remembers what it holds.
+
+        ``reuse``: what the slot holds of the prompt need not be computed. With ``landed``, raises CorruptKV
+        before the first chunk unless the server confirms that it computed only the prompt's last token.
         """
-        body = wire.completion(prompt, sampling, slot.index, reuse=reuse)
-        so_far: list[int] = []
+        body = wire.completion(self._prompt, self._sampling, self._slot.index, reuse=reuse)
         unconfirmed = landed
         try:
             async with aclosing(self._client.stream(body)) as events:
                 async for event in events:
                     if unconfirmed:
-                        confirm(event.cached, prompt)
+                        confirm(event.cached, self._prompt)
                         unconfirmed = False
                     if event.prompt_progress is not None:
                         continue
-                    tokens = await self._named(event, len(so_far))
-                    so_far += tokens
-                    slot.busy_tokens = len(prompt) + len(so_far)
-                    finish = wire.finish(event) if event.stop else None
-                    if tokens or finish:
-                        yield TokenChunk(tokens, wire.logprobs(event, sampling.logprobs or 0), finish)
-                    if finish:
+                    chunk = await self._chunk(event)
+                    if chunk.tokens or chunk.finish:
+                        yield chunk
+                    if chunk.finish:
                         return
             raise EngineError("llama-server ended a stream without saying why")
         finally:
             # the last token was sampled but its KV is not there
-            slot.hold([*prompt, *so_far[:-1]] if so_far else ())
+            self._slot.hold([*self._prompt, *self._tokens[:-1]] if self._tokens else ())
 
-    async def _named(self, event: wire.Event, count: int) -> tuple[int, ...]:
-        """The event's tokens, together with those that the server held back since the last event."""
-        missing = event.tokens_predicted - count - len(event.tokens)
-        if missing <= 0:
-            return event.tokens
-        if self._speller is None:
-            self._speller = Speller(await asyncio.to_thread(self._pieces))
-        if not event.tokens:
-            return self._speller.unknown(missing)
-        return self._speller.before(event.tokens[0], event.content, missing) + event.tokens
+    async def _chunk(self, event: wire.Event) -> TokenChunk:
+        missing = event.tokens_predicted - len(self._tokens) - len(event.tokens)
+        tokens = event.tokens
+        if missing > 0 and tokens:
+            tokens = (await self._speller.get()).before(tokens[0], event.content, missing) + tokens
+        elif missing > 0:
+            tokens = await self._once_more(missing)
+        self._tokens += tokens
+        self._slot.busy_tokens = len(self._prompt) + len(self._tokens)
+        finish = wire.finish(event) if event.stop else None
+        return TokenChunk(tokens, wire.logprobs(event, self._sampling.logprobs or 0), finish)
+
+    async def _once_more(self, missing: int) -> tuple[int, ...]:
+        """The last tokens of a stream that ended inside a character: nobody will ever see the ids of these.
+
+        They are drawn again from the same KV, not streamed: greedily they are the same. A grammar cannot be
+        entered in its middle; there they stay unknown.
+        """
+        tokens: tuple[int, ...] = ()
+        if self._sampling.grammar is None and self._sampling.json_schema is None:
+            ask = msgspec.structs.replace(self._sampling, max_tokens=missing, logprobs=None)
+            prompt = [*self._prompt, *self._tokens]
+            body = wire.completion(prompt, ask, self._slot.index, reuse=True, stream=False)
+            tokens = wire.event.decode(await self._client.call("POST", "/completion", body)).tokens
+        return tokens + (await self._speller.get()).unknown(missing - len(tokens))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diptych.engines.llamacpp import wire
-from diptych.engines.llamacpp.completion import Completions, Pieces
+from diptych.engines.llamacpp.completion import Completion, LazySpeller, Pieces
 from diptych.engines.llamacpp.images import ImagePool
 from diptych.engines.llamacpp.probe import learn_form, saved
 from diptych.engines.llamacpp.process import ServerProcess
@@ -54,7 +54,7 @@ class LlamaCppDecode:
         self._slots = Slots(settings.slots)
         self._images = ImagePool(Path(settings.slot_dir), form, settings.ctx_per_request, settings.images)
         self._takeover = Takeover(server.client, self._images)
-        self._completions = Completions(server.client, pieces)
+        self._speller = LazySpeller(pieces)
         self._lost: WorkerLost | None = None
         self._watch = asyncio.create_task(self._watch_process(server.process)) if server.process else None
 
@@ -118,8 +118,8 @@ class LlamaCppDecode:
         """
         sampling = self._fitting(prompt, sampling)
         async with self._slot(prompt, landed) as (slot, reuse):
-            run = self._completions.run(slot, prompt, sampling, reuse=reuse, landed=landed is not None)
-            async with aclosing(run) as chunks:
+            completion = Completion(self._server.client, self._speller, slot, prompt, sampling)
+            async with aclosing(completion.chunks(reuse=reuse, landed=landed is not None)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
