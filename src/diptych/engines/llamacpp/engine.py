@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from diptych.errors import (
     ConfigError,
     ContextExceeded,
     EngineError,
-    HandoffError,
     InvalidRequest,
     WorkerError,
     WorkerLost,
@@ -35,6 +35,8 @@ from diptych.errors import (
 from diptych.models.chat import ChatFormat
 from diptych.models.resolve import ModelBundle
 from diptych.types import Sampling, TokenChunk
+
+log = logging.getLogger(__name__)
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -55,6 +57,7 @@ class LlamaCppDecode:
         self._images = ImagePool(Path(settings.slot_dir), form, settings.ctx_per_request, settings.images)
         self._takeover = Takeover(server.client, self._images)
         self._speller = LazySpeller(pieces)
+        self._erasing: set[asyncio.Task[None]] = set()
         self._lost: WorkerLost | None = None
         self._watch = asyncio.create_task(self._watch_process(server.process)) if server.process else None
 
@@ -152,8 +155,8 @@ class LlamaCppDecode:
 
     async def close(self) -> None:
         """Ends the server and removes the images."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (*self._erasing, *([self._watch] if self._watch else [])):
+            task.cancel()
         self._lost = self._lost or WorkerLost("the decode engine is shut down")
         self._slots.fail(self._lost)
         await self._server.stop()
@@ -175,7 +178,8 @@ class LlamaCppDecode:
     ) -> AsyncGenerator[tuple[Slot, bool]]:
         """A slot for one request, ``landed`` restored into it; and whether its content may be re-used.
 
-        While it is held the slot counts as empty, so that after any failure nothing of it is used again.
+        While it is held the slot counts as empty. Whoever leaves it like that (a failed handoff, a cancelled
+        prefill) leaves content in doubt: the slot is erased before anybody else gets it.
         """
         if self._lost is not None:
             raise self._lost
@@ -187,10 +191,20 @@ class LlamaCppDecode:
             if landed is not None:
                 await self._takeover.into(slot.index, prompt, landed)
             yield slot, reuse
-        except HandoffError:
-            with suppress(WorkerError, InvalidRequest):
-                await self._server.client.slot(slot.index, "erase")
-            raise
+        finally:
+            if len(slot.tokens):
+                self._slots.release(slot)
+            else:
+                erasing = asyncio.create_task(self._erase(slot))
+                self._erasing.add(erasing)
+                erasing.add_done_callback(self._erasing.discard)
+
+    async def _erase(self, slot: Slot) -> None:
+        """Erases and releases a slot. The server waits with it for the end of what still runs there."""
+        try:
+            await self._server.client.slot(slot.index, "erase")
+        except (WorkerError, InvalidRequest) as error:
+            log.warning("slot %d was not erased: %s", slot.index, error)
         finally:
             self._slots.release(slot)
 
