@@ -50,13 +50,12 @@ class ServerProcess:
         try:
             async with asyncio.timeout(settings.start_timeout_s):
                 server.address = await server._comes_up(orders, report_from, command)
-        except TimeoutError as error:
+        except BaseException as error:
+            tail = server.tail()
             await server.stop()
-            raise ConfigError(
-                f"llama-server is not ready after {settings.start_timeout_s:g} s{server.tail()}"
-            ) from error
-        except BaseException:
-            await server.stop()
+            if isinstance(error, TimeoutError):
+                waited = f"{settings.start_timeout_s:g} s"
+                raise ConfigError(f"llama-server is not ready after {waited}{tail}") from error
             raise
         return server
 
