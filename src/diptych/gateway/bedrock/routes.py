@@ -21,7 +21,7 @@ from diptych.gateway.routes import Call, Endpoint, Gateway
 
 def bedrock_routes(gateway: Gateway) -> list[Route]:
     return [
-        Route(path, Endpoint(gateway, handler, error_response), methods=["POST"])
+        Route(path, Endpoint(gateway, "POST", handler, error_response))
         for path, handler in (
             ("/model/{model_id:path}/converse", converse),
             ("/model/{model_id:path}/converse-stream", converse_stream),

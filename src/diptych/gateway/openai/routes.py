@@ -24,7 +24,7 @@ _PREFIXES = ("/v1", "/openai/v1")
 
 def openai_routes(gateway: Gateway) -> list[Route]:
     return [
-        Route(prefix + path, Endpoint(gateway, handler, error_response), methods=[method])
+        Route(prefix + path, Endpoint(gateway, method, handler, error_response))
         for prefix in _PREFIXES
         for method, path, handler in (
             ("POST", "/chat/completions", chat_completions),
