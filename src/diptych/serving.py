@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 
 import msgspec
 
 from diptych.config import FleetSettings
+from diptych.errors import ConfigError
 from diptych.fleet.lifeline import stop_on_signals
 from diptych.fleet.local import LocalWorkers
 from diptych.fleet.rundir import RunDir
@@ -26,9 +28,21 @@ def find_model(settings: FleetSettings) -> ModelBundle:
     return msgspec.structs.replace(bundle, id=named.id) if named.id else bundle
 
 
+def check_port(host: str, port: int) -> None:
+    """Says at once that a port cannot be had, before anything is loaded. Raises ConfigError."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}; choose another --host or --port") from None
+
+
 async def run(settings: FleetSettings) -> None:
     """Until SIGINT or SIGTERM. Raises ConfigError when a part refuses its settings."""
     stop = stop_on_signals()
+    check_port(settings.gateway.host, settings.gateway.port)
     model = find_model(settings)
     rundir = RunDir()
     try:

@@ -52,11 +52,12 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Takeover(msgspec.Struct, frozen=True, array_like=True):
+class Prepared(msgspec.Struct, frozen=True, array_like=True):
     """What a decode engine did before its first token; comes with the first chunk.
 
     ``kv_tokens`` is the engine's own count of landed KV that it took over (0 without a handoff);
-    ``cached_tokens`` what it found in its own slot; ``prefill_ms`` its own reading of the rest.
+    ``cached_tokens`` what it found in its own slot; ``prefill_ms`` its own reading of the rest, which also
+    yields the first token (0 after a handoff, where the first token is a step of its own).
     """
 
     kv_tokens: int = 0
@@ -77,7 +78,7 @@ class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
-    takeover: Takeover | None = None
+    prepared: Prepared | None = None
     engine_ms: float | None = None
 
 

@@ -93,9 +93,7 @@ spec = ProcessSpec(name="w", module="toy_worker", settings={str(log)!r}.encode()
 asyncio.run(Supervisor([spec]).run())
 """
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", parent, env={**os.environ, "PYTHONPATH": path}
-    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", parent, env={**os.environ, "PYTHONPATH": path})
     (child,) = await pids(log, 1)
     process.kill()
     await process.wait()
@@ -103,7 +101,9 @@ asyncio.run(Supervisor([spec]).run())
 
 
 def test_the_run_folder_is_private_and_swept_up_after_a_kill() -> None:
-    code = "from diptych.fleet.rundir import RunDir; import os; print(RunDir().path, flush=True); os.kill(os.getpid(), 9)"
+    code = (
+        "from diptych.fleet.rundir import RunDir; import os; print(RunDir().path, flush=True); os.kill(os.getpid(), 9)"
+    )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     left = Path(killed.stdout.strip())
     assert left.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -12,7 +11,9 @@ import msgspec
 
 from diptych.bench.rig import Rig, measure, rig, summary
 from diptych.config import FleetSettings
-from diptych.engines.torch_generate import TorchGenerator
+from diptych.engines.torch import TorchConfig, TorchPrefill
+from diptych.engines.torch_generate import StockModel
+from diptych.serving import find_model
 from diptych.types import RequestRecord
 
 ALONE_BATCHES = (512, 2048)
@@ -28,13 +29,14 @@ class Timing(msgspec.Struct, frozen=True):
 
 async def run(settings: FleetSettings, prompt_tokens: int, output_tokens: int, runs: int) -> dict[str, Any]:
     """The result as JSON types; medians over ``runs``, each run with its own prompt."""
+    config = TorchConfig(device=settings.prefill[0].device, threads=settings.prefill[0].threads)
+    stock = StockModel(TorchPrefill(find_model(settings), config))
     async with rig(settings, ALONE_BATCHES) as fleet:
-        generator = await asyncio.to_thread(TorchGenerator, fleet.bundle, settings.prefill[0])
-        await _warm(fleet, generator)
+        await _warm(fleet, stock)
         fleet.progress.phase("measuring", runs)
         rounds = []
         for seed in range(runs):
-            rounds.append(await _round(fleet, generator, fleet.prompt(prompt_tokens, seed), output_tokens))
+            rounds.append(await _round(fleet, stock, fleet.prompt(prompt_tokens, seed), output_tokens))
             fleet.progress.advance()
     return _result(fleet, rounds, prompt_tokens, output_tokens)
 
@@ -48,28 +50,26 @@ class Round(msgspec.Struct, frozen=True):
     prefill_alone: Timing
 
 
-async def _warm(fleet: Rig, generator: TorchGenerator) -> None:
+async def _warm(fleet: Rig, stock: StockModel) -> None:
     prompt = fleet.prompt(64, 9_999)
     for way in (fleet.pair, *fleet.alone):
         await measure(fleet, prompt, 4, way)
-    await asyncio.to_thread(_generate, generator, prompt, 4)
+    await asyncio.to_thread(_generate, stock, prompt, 4)
 
 
-async def _round(fleet: Rig, generator: TorchGenerator, prompt: Sequence[int], output_tokens: int) -> Round:
+async def _round(fleet: Rig, stock: StockModel, prompt: Sequence[int], output_tokens: int) -> Round:
     pair = await measure(fleet, prompt, output_tokens, fleet.pair)
     alone = [await measure(fleet, prompt, output_tokens, way) for way in fleet.alone]
-    prefill_alone = await asyncio.to_thread(_generate, generator, prompt, output_tokens)
+    prefill_alone = await asyncio.to_thread(_generate, stock, prompt, output_tokens)
     # the router's own choice, on a prompt that no worker has seen
     fresh = tuple(reversed(prompt))
     routed = await measure(fleet, fresh, output_tokens, None)
     return Round(pair, routed, tuple(alone), prefill_alone)
 
 
-def _generate(generator: TorchGenerator, prompt: Sequence[int], output_tokens: int) -> Timing:
-    began = time.monotonic()
-    times = [time.monotonic() for _ in generator.greedy(prompt, output_tokens, ignore_eos=True)]
-    itl_ms = (times[-1] - times[0]) * 1e3 / max(1, len(times) - 1)
-    return Timing((times[0] - began) * 1e3, itl_ms, (times[-1] - began) * 1e3)
+def _generate(stock: StockModel, prompt: Sequence[int], output_tokens: int) -> Timing:
+    run = stock.generate_greedy(prompt, output_tokens, ignore_eos=True)
+    return Timing(run.ttft_ms, run.itl_ms, run.e2e_ms)
 
 
 def _result(fleet: Rig, rounds: Sequence[Round], prompt_tokens: int, output_tokens: int) -> dict[str, Any]:

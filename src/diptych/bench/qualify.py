@@ -31,12 +31,13 @@ async def run(settings: FleetSettings) -> dict[str, Any]:
         }
         try:
             for prefill, decode in [(p.id, d.id) for p in settings.prefill for d in settings.decode]:
-                met = [await peers[name].ready(settings.deadlines.start_s) for name in (prefill, decode)]
-                context = min(welcome.description.context_tokens for welcome in met)
+                reads = await peers[prefill].ready(settings.deadlines.start_s)
+                emits = await peers[decode].ready(settings.deadlines.start_s)
+                context = min(reads.description.context_tokens, emits.description.context_tokens)
                 prompts = canary_prompts.full_set(chat, context)
                 progress.phase(f"qualifying {prefill} -> {decode}", len(prompts))
                 verdict = await qualify(peers[prefill], peers[decode], prompts, settings.deadlines, progress.advance)
-                cache.put(*met, verdict)
+                cache.put(reads, emits, verdict)
                 verdicts[f"{prefill} -> {decode}"] = verdict
         finally:
             progress.close()

@@ -7,10 +7,13 @@ written once, above it. A decode engine batches by itself, so it is asynchronous
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from diptych.errors import WorkerLost
 from diptych.handoff.contract import KVForm
 from diptych.types import Sampling, TokenChunk
 
@@ -62,9 +65,17 @@ class PrefillEngine(Protocol):
 
 
 class LandedKV(Protocol):
-    """KV in the decode engine's form that has passed every check: count, epoch, length and digest."""
+    """Sealed KV of ``tokens`` tokens, in the decode engine's form, that waits where the other side wrote it."""
 
-    tokens: int
+    @property
+    def tokens(self) -> int: ...
+
+    def admit(self, blocks: Sequence[NDArray[np.uint8]]) -> None:
+        """Copies the rows into ``blocks``, the engine's private memory, and checks the copy.
+
+        One array [tokens, row bytes] a layer: K of every layer in order, then V. May run in a thread. Raises
+        HandoffError when counts, state or digests do not hold; ``blocks`` is then in doubt and must not be used.
+        """
 
 
 class DecodeEngine(Protocol):
@@ -82,3 +93,29 @@ class DecodeEngine(Protocol):
         """
 
     async def close(self) -> None: ...
+
+
+Layers = tuple[NDArray[np.float16], ...]
+
+
+class Reading(NamedTuple):
+    """What an engine made of a prompt by its own prefill: KV of every token, one array [tokens, row] a layer, and
+    the natural-log probabilities of the next token over the whole vocabulary."""
+
+    keys: Layers
+    values: Layers
+    logprobs: NDArray[np.float32]
+    prefill_ms: float
+
+
+class VerifiableDecode(DecodeEngine, Protocol):
+    """A decode engine whose pairs can be qualified: it shows what it computes."""
+
+    async def own_reading(self, prompt: Sequence[int]) -> Reading:
+        """Reads ``prompt`` itself, re-using nothing."""
+
+    async def next_logprobs(self, prompt: Sequence[int], landed: LandedKV) -> NDArray[np.float32]:
+        """Log-probabilities of the token after ``prompt``, read from landed KV of all but its last token."""
+
+    async def ended(self) -> WorkerLost:
+        """Returns when the engine's own process has ended, with the reason."""

@@ -7,7 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.engines.protocol import Reading
+from diptych.fleet.messages import CanaryResult
+
 Floats = NDArray[np.floating]
+
+
+def compare(request_id: str, own: Reading, arrived: Floats, blocks: Sequence[NDArray[np.uint8]]) -> CanaryResult:
+    """One canary's result. ``blocks`` are the landed rows of f16, K of every layer and then V; ``own`` has the last
+    prompt token's rows too, which are never handed over."""
+    landed = [block.view(np.float16) for block in blocks]
+    tokens, layers = landed[0].shape[0], len(own.keys)
+    top1_own, gap = top1_and_gap(own.logprobs)
+    return CanaryResult(
+        id=request_id,
+        kl=kl_nats(own.logprobs, arrived),
+        top1_own=top1_own,
+        top1_landed=top1_and_gap(arrived)[0],
+        gap=gap,
+        k_row_error=worst_row([rows[:tokens] for rows in own.keys], landed[:layers]),
+        v_row_error=worst_row([rows[:tokens] for rows in own.values], landed[layers:]),
+        own_prefill_ms=own.prefill_ms,
+    )
 
 
 def kl_nats(own: Floats, other: Floats) -> float:
@@ -48,4 +69,5 @@ def _worst(own: Floats, other: Floats) -> float:
 def _normalised(logprobs: Floats) -> Floats:
     wide = logprobs.astype(np.float64)
     top = np.max(wide)
-    return wide - (top + np.log(np.sum(np.exp(wide - top))))
+    normalised: Floats = wide - (top + np.log(np.sum(np.exp(wide - top))))
+    return normalised

@@ -3,27 +3,37 @@
 A request's life here, each step a message or the engine's own:
 
     Offer  -> [wait for room] -> Offered(ticket)
-    Decode -> [slot] -> admit: landing -> private image, digest -> restore -> Tokens...    region released on admit
+    Decode -> [slot] -> admit: landing -> private image, digest -> restore -> Tokens...    region freed on admission
                  any doubt before the first token -> the same prompt, read by the engine itself, counted
-    Cancel, a lost client, an expired lease -> the same release
+    Cancel, a lost client, an expired handoff -> the same release
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import uuid
 from collections import deque
 from collections.abc import Coroutine
+from contextlib import aclosing
 from typing import Any
 
+import numpy as np
+
 from diptych.config import Deadlines, DecodeSettings
-from diptych.engines.verification import VerifiableDecode
-from diptych.errors import DiptychError, HandoffError, LandingFull
+from diptych.engines.protocol import VerifiableDecode
+from diptych.errors import DiptychError, HandoffError, LandingFull, StaleWrite
 from diptych.fleet import messages as m
+from diptych.fleet.canary import compare
 from diptych.fleet.endpoint import Endpoint
+from diptych.fleet.landed import AdmittedKV, Landed
 from diptych.handoff.landing import Landing
+from diptych.handoff.seal import Seal
+from diptych.handoff.ticket import Ticket, sign
+
+log = logging.getLogger("diptych.decode")
 
 Key = tuple[bytes, str]
 
@@ -32,27 +42,36 @@ class DecodeWorker:
     """Serves one engine at ``address``; all of it runs on the event loop."""
 
     def __init__(
-        self, engine: VerifiableDecode, landing: Landing, settings: DecodeSettings, deadlines: Deadlines
+        self,
+        engine: VerifiableDecode,
+        landing: Landing,
+        settings: DecodeSettings,
+        deadlines: Deadlines,
+        secret: bytes,
     ) -> None:
         self._engine = engine
         self._landing = landing
         self._deadlines = deadlines
+        self._secret = secret
         self._welcome = m.Welcome(settings.id, "decode", uuid.uuid4().hex, engine.describe(), os.getpid())
         self._tasks: dict[Key, asyncio.Task[None]] = {}
-        self._handoffs: dict[Key, str] = {}
+        self._handoffs: dict[Key, Ticket] = {}
         self._room: deque[asyncio.Event] = deque()
 
     async def serve(self, address: str, stop: asyncio.Event) -> None:
-        """Runs until ``stop`` or until the engine is lost, which raises WorkerLost."""
+        """Runs until ``stop``. Raises WorkerLost when the engine ends by itself."""
         self._endpoint = Endpoint(address, self, self._deadlines)
         expiry = asyncio.create_task(self._expire())
+        stopping, ended = asyncio.create_task(stop.wait()), asyncio.create_task(self._engine.ended())
         try:
-            await self._engine.running(stop)
+            await asyncio.wait((stopping, ended), return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise ended.result()
         finally:
-            expiry.cancel()
-            for task in list(self._tasks.values()):
+            tasks = [expiry, stopping, ended, *self._tasks.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._endpoint.close()
             self._landing.close()
             await self._engine.close()
@@ -62,11 +81,11 @@ class DecodeWorker:
 
     def on_message(self, client: bytes, message: m.ToWorker) -> None:
         if isinstance(message, m.Offer):
-            self._start((client, message.id), self._offer(client, message))
+            self._start((client, message.id), self._offer((client, message.id), message))
         elif isinstance(message, m.Decode):
-            self._start((client, message.id), self._decode(client, message))
+            self._start((client, message.id), self._decode((client, message.id), message))
         elif isinstance(message, m.Canary):
-            self._start((client, message.id), self._canary(client, message))
+            self._start((client, message.id), self._canary((client, message.id), message))
         elif isinstance(message, m.Cancel):
             self._drop((client, message.id))
 
@@ -86,9 +105,6 @@ class DecodeWorker:
         except DiptychError as exc:
             self._release(key)
             self._endpoint.send(key[0], m.Failed.of(key[1], exc))
-        except asyncio.CancelledError:
-            self._release(key)
-            raise
 
     def _drop(self, key: Key) -> None:
         task = self._tasks.get(key)
@@ -97,9 +113,9 @@ class DecodeWorker:
         self._release(key)
 
     def _release(self, key: Key) -> None:
-        handoff = self._handoffs.pop(key, None)
-        if handoff is not None:
-            self._landing.release(handoff)
+        ticket = self._handoffs.pop(key, None)
+        if ticket is not None:
+            self._landing.release(ticket.handoff_id)
             self._wake_next()
 
     def _wake_next(self) -> None:
@@ -112,46 +128,66 @@ class DecodeWorker:
             if self._landing.expire():
                 self._wake_next()
 
-    async def _offer(self, client: bytes, message: m.Offer) -> None:
+    async def _offer(self, key: Key, message: m.Offer) -> None:
         began = time.monotonic()
         ticket = await self._find_room(message)
-        self._handoffs[client, message.id] = ticket.handoff_id
-        waited_ms = (time.monotonic() - began) * 1e3
-        self._endpoint.send(client, m.Offered(message.id, ticket, waited_ms))
+        self._handoffs[key] = ticket
+        signed = sign(ticket, self._secret)
+        self._endpoint.send(key[0], m.Offered(message.id, signed, (time.monotonic() - began) * 1e3))
 
-    async def _find_room(self, message: m.Offer) -> Any:
-        """The landing place, first come first served. Raises HandoffError when none will ever do."""
+    async def _find_room(self, message: m.Offer) -> Ticket:
+        """The landing place, first come first served. Raises IncompatibleForms when there never is one."""
         turn = asyncio.Event()
         if not self._room:
             turn.set()
         self._room.append(turn)
+        form = self._welcome.description.form
         try:
             while True:
                 await turn.wait()
                 try:
-                    return self._landing.offer(message.id, message.tokens, message.source)
+                    return self._landing.offer(message.id, form, message.tokens, self._deadlines.prefill_s)
                 except LandingFull:
                     turn.clear()
         finally:
             self._room.remove(turn)
             self._wake_next()
 
-    async def _decode(self, client: bytes, message: m.Decode) -> None:
+    async def _decode(self, key: Key, message: m.Decode) -> None:
+        """Tokens; a handoff that fails any proof ends in a clean read of the same prompt, with the reason."""
         recomputed: str | None = None
-        landed = self._landed(client, message) if message.seal is not None else None
-        try:
-            await self._stream(client, message, landed, None)
-        except HandoffError as exc:
-            recomputed = exc.reason
-        if recomputed is not None:
-            self._release((client, message.id))
-            await self._stream(client, message, None, recomputed)
+        if message.seal is not None:
+            try:
+                await self._stream(key, message, self._landed(key, message.seal), None)
+            except HandoffError as exc:
+                log.warning("request %s is recomputed: %s", message.id, exc)
+                recomputed = exc.reason
+            else:
+                self._handoffs.pop(key, None)
+                return
+        self._release(key)
+        await self._stream(key, message, None, recomputed)
 
-    async def _stream(self, client: bytes, message: m.Decode, landed: Any, recomputed: str | None) -> None:
-        chunks = self._engine.decode(message.id, message.prompt, landed, message.sampling)
-        try:
+    async def _stream(self, key: Key, message: m.Decode, landed: Landed | None, recomputed: str | None) -> None:
+        async with aclosing(self._engine.decode(message.id, message.prompt, landed, message.sampling)) as chunks:
             async for chunk in chunks:
-                self._endpoint.send(client, m.Tokens(message.id, chunk, recomputed))
+                self._endpoint.send(key[0], m.Tokens(message.id, chunk, recomputed))
                 recomputed = None
-        finally:
-            await chunks.aclose()
+
+    def _landed(self, key: Key, seal: Seal) -> Landed:
+        ticket = self._handoffs.get(key)
+        if ticket is None:
+            raise StaleWrite("the handoff's region is no longer held")
+        loop = asyncio.get_running_loop()
+        return Landed(self._landing, ticket, seal, lambda: loop.call_soon_threadsafe(self._wake_next))
+
+    async def _canary(self, key: Key, message: m.Canary) -> None:
+        """The landed KV beside the engine's own: rows, and what each makes of the next token."""
+        landed = self._landed(key, message.seal)
+        form = self._welcome.description.form
+        blocks = [np.empty((landed.tokens, image.unit_bytes), np.uint8) for image in form.images]
+        await asyncio.to_thread(landed.admit, blocks)
+        self._handoffs.pop(key, None)
+        own = await self._engine.own_reading(message.prompt)
+        arrived = await self._engine.next_logprobs(message.prompt, AdmittedKV(landed.tokens, blocks))
+        self._endpoint.send(key[0], compare(message.id, own, arrived, blocks))

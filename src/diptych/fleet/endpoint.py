@@ -30,7 +30,7 @@ class Endpoint:
         self._lost_after_s = deadlines.lost_after_s
         self._loop = asyncio.get_running_loop()
         self._heard: dict[bytes, float] = {}
-        socket = zmq.Context.instance().socket(zmq.ROUTER)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.bind(address)

@@ -41,8 +41,7 @@ async def hand_over(
     """
     if prefill.welcome is None:
         raise WorkerLost(f"{prefill.worker} is not running")
-    source = prefill.welcome.description.form
-    decode.send(m.Offer(request_id, len(prompt) - 1, source))
+    decode.send(m.Offer(request_id, len(prompt) - 1))
     offered = await landing.expect(m.Offered, deadlines.offer_s)
     box = prefill.open(request_id)
     finished = False

@@ -24,7 +24,7 @@ class LocalWorkers:
         self._model = model
         self._rundir = rundir
         self._secret = secrets.token_bytes(32)
-        workers = (*settings.prefill, *settings.decode)
+        workers = settings.workers
         self.addresses = {worker.id: rundir.address(worker.id) for worker in workers}
         self.specs = [self._spec(worker) for worker in workers]
 

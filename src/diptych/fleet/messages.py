@@ -12,9 +12,7 @@ import msgspec
 
 from diptych import errors
 from diptych.engines.protocol import Description
-from diptych.handoff.contract import KVForm
 from diptych.handoff.seal import Seal
-from diptych.handoff.ticket import Ticket
 from diptych.types import Sampling, TokenChunk
 
 
@@ -22,34 +20,30 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Base of all: the tag is the class name."""
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """Asks who is there; the first message of a connection."""
 
 
-class Ping(Message):
+class Ping(Message, frozen=True):
     """Heartbeat; a worker drops the requests of a client that it has not heard for a while."""
 
 
-class Prefill(Message):
+class Prefill(Message, frozen=True):
     """Compute the KV of ``prompt`` and write it where ``ticket`` says."""
 
     id: str
     prompt: tuple[int, ...]
-    ticket: Ticket
+    ticket: bytes
 
 
-class Offer(Message):
-    """Asks the decode worker for a place to land the KV of ``tokens`` tokens; waits while it is full.
-
-    ``source`` is the form that the prefill engine produces, so that an impossible pair is refused here.
-    """
+class Offer(Message, frozen=True):
+    """Asks the decode worker for a place to land the KV of ``tokens`` tokens; waits while it is full."""
 
     id: str
     tokens: int
-    source: KVForm
 
 
-class Decode(Message):
+class Decode(Message, frozen=True):
     """Emit tokens after ``prompt``; with ``seal``, from the KV that landed under this id."""
 
     id: str
@@ -58,7 +52,7 @@ class Decode(Message):
     seal: Seal | None = None
 
 
-class Canary(Message):
+class Canary(Message, frozen=True):
     """Compare the landed KV with the engine's own reading of ``prompt``; for qualification."""
 
     id: str
@@ -66,13 +60,13 @@ class Canary(Message):
     seal: Seal
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Stop and free everything that belongs to this id. Unknown ids are ignored: it may be over already."""
 
     id: str
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Who answers. ``instance`` differs after every restart; ``kv_form`` is what this worker makes or wants."""
 
     worker: str
@@ -82,19 +76,19 @@ class Welcome(Message):
     pid: int
 
 
-class Pong(Message):
+class Pong(Message, frozen=True):
     """Answer to a heartbeat."""
 
 
-class Offered(Message):
-    """The landing place, and how long the offer waited for room."""
+class Offered(Message, frozen=True):
+    """The landing place as a signed ticket, and how long the offer waited for room."""
 
     id: str
-    ticket: Ticket
+    ticket: bytes
     waited_ms: float
 
 
-class Sealed(Message):
+class Sealed(Message, frozen=True):
     """The prompt's KV is written. Milliseconds as the worker measured them: ``prefill_ms`` from the first chunk
     to the last with other prompts' turns between, ``compute_ms`` this prompt's own, ``tail_ms`` the conversion
     that was left after the last computed chunk."""
@@ -109,7 +103,7 @@ class Sealed(Message):
     tail_ms: float
 
 
-class Tokens(Message):
+class Tokens(Message, frozen=True):
     """One chunk of one request; ``recomputed`` stands on the first chunk after a handoff that was given up."""
 
     id: str
@@ -117,7 +111,7 @@ class Tokens(Message):
     recomputed: str | None = None
 
 
-class CanaryResult(Message):
+class CanaryResult(Message, frozen=True):
     """One canary: divergence of the next-token distributions in nats, the top-1 tokens, and the worst rows.
 
     ``kl`` is KL(decode engine's own prefill || landed KV) over the whole vocabulary; ``gap`` the log-probability
@@ -134,7 +128,7 @@ class CanaryResult(Message):
     own_prefill_ms: float
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """The request is over with an error of the tree; ``kind`` is the class's name."""
 
     id: str

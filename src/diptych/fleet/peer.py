@@ -67,7 +67,7 @@ class Peer:
         self._deadlines = deadlines
         self._on_change = on_change
         self._boxes: dict[str, Mailbox] = {}
-        socket = zmq.Context.instance().socket(zmq.DEALER)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a worker that is not there

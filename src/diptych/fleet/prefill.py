@@ -19,7 +19,9 @@ from diptych.errors import HandoffError
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
 from diptych.fleet.turns import next_turn
-from diptych.handoff.transports import Writer, open_writer
+from diptych.handoff import transports
+from diptych.handoff.ticket import verify
+from diptych.handoff.writer import Writer
 
 Key = tuple[bytes, str]
 
@@ -50,10 +52,11 @@ class Job:
 class PrefillWorker:
     """Serves one engine at ``address``. Everything but :meth:`_compute` runs on the event loop."""
 
-    def __init__(self, engine: PrefillEngine, settings: PrefillSettings, deadlines: Deadlines) -> None:
+    def __init__(self, engine: PrefillEngine, settings: PrefillSettings, deadlines: Deadlines, secret: bytes) -> None:
         self._engine = engine
         self._settings = settings
         self._deadlines = deadlines
+        self._secret = secret
         self._welcome = m.Welcome(settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid())
         self._jobs: dict[Key, Job] = {}
         self._work = threading.Condition()
@@ -90,7 +93,8 @@ class PrefillWorker:
 
     def _accept(self, client: bytes, message: m.Prefill) -> None:
         try:
-            writer = open_writer(message.ticket, self._welcome.description.form)
+            ticket = verify(message.ticket, self._secret, time.time())
+            writer = transports.load(ticket.transport).open_writer(ticket, self._welcome.description.form)
         except HandoffError as exc:
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
@@ -170,6 +174,8 @@ class PrefillWorker:
         except HandoffError as exc:
             self._endpoint.send(job.key[0], m.Failed.of(job.key[1], exc))
             return
+        finally:
+            job.writer.abort()
         sealed = m.Sealed(
             id=job.key[1],
             seal=seal,
@@ -177,7 +183,7 @@ class PrefillWorker:
             queue_ms=(job.first_s - job.added_s) * 1e3,
             prefill_ms=(began - job.first_s) * 1e3,
             compute_ms=job.compute_s * 1e3,
-            convert_ms=job.writer.convert_ms,
+            convert_ms=job.writer.timing.convert_ms,
             tail_ms=(time.monotonic() - began) * 1e3,
         )
         self._endpoint.send(job.key[0], sealed)

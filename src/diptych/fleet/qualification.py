@@ -20,7 +20,7 @@ from diptych.fleet import messages as m
 from diptych.fleet.handover import hand_over
 from diptych.fleet.peer import Peer
 from diptych.fleet.verdict import CanaryOutcome, Verdict
-from diptych.handoff.convert import CONVERTER_VERSION
+from diptych.handoff.contract import VERSION
 
 CANARY_S = 120.0
 
@@ -82,7 +82,7 @@ class Cache:
         self._folder = folder
 
     def _path(self, prefill: m.Welcome, decode: m.Welcome) -> Path:
-        key = msgspec.json.encode([_identity(prefill), _identity(decode), CONVERTER_VERSION])
+        key = msgspec.json.encode([_identity(prefill), _identity(decode), VERSION])
         return self._folder / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
 
     def get(self, prefill: m.Welcome, decode: m.Welcome) -> Verdict | None:

@@ -20,7 +20,7 @@ class Wire:
         self._socket = socket
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
-        self._fd = socket.getsockopt(zmq.FD)
+        self._fd = int(socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
         self._loop.call_soon(self._drain)
 
@@ -32,7 +32,7 @@ class Wire:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.ZMQError:  # EAGAIN: no peer or full; EHOSTUNREACH: that identity is gone
             return False
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
         return True
 

@@ -72,7 +72,7 @@ class Supervisor:
 
     async def _keep(self, spec: ProcessSpec) -> None:
         failures = 0
-        while not self._stopping:
+        while True:
             began = time.monotonic()
             code = await self._once(spec)
             if self._stopping:

@@ -28,23 +28,32 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def _prefill(spec: WorkerSpec, settings: PrefillSettings) -> None:
-    from diptych.engines.torch import TorchPrefill  # noqa: PLC0415  # loads PyTorch, which other workers do without
+    from diptych.engines.torch import TorchConfig, TorchPrefill  # noqa: PLC0415  # PyTorch, for this worker alone
     from diptych.fleet.prefill import PrefillWorker  # noqa: PLC0415
 
     stop = stop_on_signals()
-    engine = await asyncio.to_thread(TorchPrefill, spec.model, settings)
-    await PrefillWorker(engine, settings, spec.deadlines).serve(spec.address, stop)
+    config = TorchConfig(
+        device=settings.device,
+        threads=settings.threads,
+        chunk_tokens=settings.chunk_tokens,
+        prefix_cache_mib=settings.prefix_cache_mb,
+    )
+    engine = TorchPrefill(spec.model, config)
+    await PrefillWorker(engine, settings, spec.deadlines, spec.secret).serve(spec.address, stop)
 
 
 async def _decode(spec: WorkerSpec, settings: DecodeSettings) -> None:
-    from diptych.engines.llamacpp.engine import LlamaCppDecode  # noqa: PLC0415
+    from diptych.engines.llamacpp.serving import start  # noqa: PLC0415
     from diptych.fleet.decode import DecodeWorker  # noqa: PLC0415
+    from diptych.handoff import state  # noqa: PLC0415
     from diptych.handoff.landing import Landing  # noqa: PLC0415
 
     stop = stop_on_signals()
-    engine = await LlamaCppDecode.start(spec.model, settings, Path(spec.directory))
-    landing = Landing(Path(spec.directory), settings.landing_mb << 20, spec.secret, settings.id)
-    await DecodeWorker(engine, landing, settings, spec.deadlines).serve(spec.address, stop)
+    directory = Path(spec.directory)
+    engine = await start(spec.model, settings, directory)
+    deadlines = state.Deadlines(offered_s=spec.deadlines.prefill_s, streaming_s=spec.deadlines.prefill_s)
+    landing = Landing(directory, settings.landing_mb << 20, receiver=settings.id, deadlines=deadlines)
+    await DecodeWorker(engine, landing, settings, spec.deadlines, spec.secret).serve(spec.address, stop)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from diptych.fleet.lifeline import tie_to_parent
 from diptych.fleet.qualification import Cache
 from diptych.gateway.app import build_app
 from diptych.gateway.banner import banner
+from diptych.gateway.intake import Limits
 from diptych.gateway.server import GatewayServer, Listen
 from diptych.models.chat import ChatFormat
 from diptych.models.resolve import ModelBundle
@@ -55,7 +56,9 @@ async def serve(spec: GatewaySpec) -> None:
     service = await open_service(spec.settings, model, spec.addresses, Cache(Path(spec.cache)), progress)
     progress.close()
     listen = spec.settings.gateway
-    server = GatewayServer(build_app(service), Listen(listen.host, listen.port))
+    server = GatewayServer(
+        build_app(service, Limits(body_bytes=listen.max_body_mb * 1_000_000)), Listen(listen.host, listen.port)
+    )
     try:
         await server.serve(lambda port: print(banner(f"http://{listen.host}:{port}", model), flush=True))
     finally:

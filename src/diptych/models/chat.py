@@ -63,9 +63,7 @@ class ChatFormat:
         try:
             return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError) as error:
-            raise InvalidRequest(
-                "the text is not valid Unicode: it holds half of a surrogate pair"
-            ) from error
+            raise InvalidRequest("the text is not valid Unicode: it holds half of a surrogate pair") from error
 
     def decoder(self) -> TokenDecoder:
         """A new decoder for one stream of tokens."""
@@ -136,9 +134,7 @@ def _from_piece(piece: str) -> bytes:
 
 def _environment() -> jinja2.Environment:
     """The environment that chat templates are written for: transformers' names, in a sandbox."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = _now

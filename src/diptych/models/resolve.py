@@ -47,9 +47,7 @@ class ModelBundle(msgspec.Struct, frozen=True, kw_only=True):
         return self.geometry.context_tokens
 
 
-def resolve_model(
-    model: str = DEFAULT_MODEL, *, gguf: str | None = None, aliases: tuple[str, ...] = ()
-) -> ModelBundle:
+def resolve_model(model: str = DEFAULT_MODEL, *, gguf: str | None = None, aliases: tuple[str, ...] = ()) -> ModelBundle:
     """Finds, fetches and checks ``model``: a name, a GGUF file, a Hugging Face folder or a hub id.
 
     ``gguf`` is the decode engine's file where ``model`` is a Hugging Face folder or id. Raises ConfigError
@@ -92,9 +90,7 @@ def _locate(model: str, gguf: str | None) -> tuple[str, Path, Path | None]:
     elif _HUB_ID.fullmatch(model) and not path.exists() and not model.startswith("."):
         folder = _hub_folder(model)
     else:
-        raise ConfigError(
-            f"no model {model!r}: pass {DEFAULT_MODEL}, a GGUF file, a Hugging Face folder or hub id"
-        )
+        raise ConfigError(f"no model {model!r}: pass {DEFAULT_MODEL}, a GGUF file, a Hugging Face folder or hub id")
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
     return path.name.lower(), _gguf_path(gguf) if gguf else _only_gguf_in(folder), folder
@@ -103,9 +99,7 @@ def _locate(model: str, gguf: str | None) -> tuple[str, Path, Path | None]:
 def _only_gguf_in(folder: Path) -> Path:
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
-        raise ConfigError(
-            f"{folder} holds {len(files)} GGUF files; name the decode engine's with --gguf FILE"
-        )
+        raise ConfigError(f"{folder} holds {len(files)} GGUF files; name the decode engine's with --gguf FILE")
     return files[0]
 
 
@@ -140,9 +134,7 @@ class _hub_errors:  # noqa: N801 (used as a with statement)
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ConfigError(
-                f"{self.name} could not be fetched from the Hugging Face hub: {reason}"
-            ) from error
+            raise ConfigError(f"{self.name} could not be fetched from the Hugging Face hub: {reason}") from error
 
 
 def _check_same_shape(folder: Path, meta: ModelMeta) -> None:

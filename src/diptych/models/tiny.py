@@ -1,8 +1,8 @@
 """Tiny random models, written as GGUF files that PyTorch and llama.cpp both load.
 
-A model of a megabyte answers nonsense, but it exercises everything that a real one does: grouped queries, RoPE
-of either pairing, biases or norms on Q and K, a byte-level BPE tokenizer that reads any text, a chat template.
-``python -m diptych.models.tiny FOLDER`` writes one of each architecture.
+A model of a megabyte or two answers nonsense, but it exercises everything that a real one does: grouped
+queries, RoPE of either pairing, biases or norms on Q and K, a byte-level BPE tokenizer that reads any text, a
+chat template. ``python -m diptych.models.tiny FOLDER`` writes one of each architecture.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TEMPLATE: Final = (
 
 
 class TinyShape(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes in elements. By default hidden / heads is not the head size, so that a mix-up of the two shows."""
+    """Sizes in elements. By default hidden / heads is not the head size: a mix-up would show."""
 
     layers: int = 3
     hidden: int = 96
@@ -48,8 +48,12 @@ class TinyShape(msgspec.Struct, frozen=True, kw_only=True):
     rope_theta: float = 10_000.0
 
 
-# llama.cpp takes Qwen2's head size from hidden / heads alone.
-_SHAPES: Final = {"llama": TinyShape(), "qwen2": TinyShape(hidden=192), "qwen3": TinyShape()}
+# llama.cpp takes Qwen2's head size from hidden / heads alone, transformers takes Qwen3's as 128.
+_SHAPES: Final = {
+    "llama": TinyShape(),
+    "qwen2": TinyShape(hidden=192),
+    "qwen3": TinyShape(heads=4, head_dim=128),
+}
 
 
 def write_tiny_gguf(
@@ -120,9 +124,7 @@ def _train(vocab: int) -> tuple[list[str], list[str]]:
     return tokens, [" ".join(pair) for pair in learned]
 
 
-def _tensors(
-    architecture: Architecture, shape: TinyShape, rng: np.random.Generator
-) -> dict[str, NDArray[np.float32]]:
+def _tensors(architecture: Architecture, shape: TinyShape, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
     """Name -> values; matrices as [out, in]. Gains are of the size that keeps logits a few units wide."""
 
     def matrix(rows: int, columns: int, gain: float = 1.0) -> NDArray[np.float32]:

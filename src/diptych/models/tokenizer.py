@@ -47,9 +47,7 @@ def build_tokenizer(path: Path | str) -> Tokenizer:
     elif kind == "llama":
         tokenizer = _sentencepiece(file)
     else:
-        raise UnsupportedModel(
-            f"{path} has a tokenizer of kind {kind!r}; byte-level BPE and SentencePiece are read"
-        )
+        raise UnsupportedModel(f"{path} has a tokenizer of kind {kind!r}; byte-level BPE and SentencePiece are read")
     kinds = list(zip(_strings(file, "tokens"), _numbers(file, "token_type"), strict=False))
     tokenizer.add_special_tokens([_whole(token, special=True) for token, k in kinds if k == _CONTROL])
     tokenizer.add_tokens([_whole(token, special=False) for token, k in kinds if k == _USER_DEFINED])
@@ -89,15 +87,11 @@ def _sentencepiece(file: GgufFile) -> Tokenizer:
     merges = _merges_by_score(vocab, dict(zip(tokens, scores, strict=True)))
     unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
     tokenizer = Tokenizer(
-        BPE(
-            vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True, unk_token=tokens[int(str(unknown))]
-        )
+        BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True, unk_token=tokens[int(str(unknown))])
     )
     scheme = "first" if file.metadata.get("tokenizer.ggml.add_space_prefix", True) else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
 
 

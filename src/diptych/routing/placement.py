@@ -3,7 +3,7 @@
 The same function places requests in the live service and in the simulator. It looks at a snapshot
 (:class:`Fleet`) and answers with a :class:`Placement`; it never waits, measures or remembers.
 
-    aggregated:     [ D queue ][ D prefill of new tokens ][ first step ][ decode ... ]
+    aggregated:     [ D queue ][ D prefill of new tokens, which yields the first token ][ decode ... ]
     disaggregated:  [ P queue ][ P prefill of new tokens ][ tail ][ D queue ][ first step ][ decode ... ]
 
 A prefill inside a decode engine also holds up the streams that run there. That delay is somebody's latency,
@@ -111,8 +111,8 @@ def _score(estimate: Estimate) -> tuple[float, float, str, str]:
 def _aggregated(demand: Demand, decode: DecodeState) -> Estimate:
     cached = min(decode.cached_tokens, demand.prompt_tokens - 1)
     reading_s = decode.cost.prefill_s(demand.prompt_tokens - cached, cached)
-    first_s, rest_s = _decoding(demand, decode)
-    ttft_s = decode.wait_s + reading_s + first_s
+    _, rest_s = _decoding(demand, decode)
+    ttft_s = decode.wait_s + reading_s
     total_s = ttft_s + rest_s
     score_s = total_s + decode.batch * reading_s
     return Estimate("aggregated", decode.id, None, ttft_s, total_s, score_s)

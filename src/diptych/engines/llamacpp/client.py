@@ -90,9 +90,7 @@ class Client:
         url = urlsplit(address)
         self._host, self._port = url.hostname or "127.0.0.1", url.port or 8080
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        self._head = (
-            f"Host: {self._host}:{self._port}\r\nConnection: close\r\n{key}Content-Type: application/json\r\n"
-        )
+        self._head = f"Host: {self._host}:{self._port}\r\nConnection: close\r\n{key}Content-Type: application/json\r\n"
 
     async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[wire.Event, None]:
         """The events of a streamed completion. Closing the generator ends it in the server too.

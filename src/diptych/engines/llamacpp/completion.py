@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import NamedTuple
+
+import msgspec
 
 from diptych.engines.llamacpp import wire
 from diptych.engines.llamacpp.client import Client
@@ -12,9 +16,23 @@ from diptych.engines.llamacpp.slots import Slot
 from diptych.engines.llamacpp.spelling import Speller
 from diptych.engines.llamacpp.takeover import confirm
 from diptych.errors import EngineError
-from diptych.types import Sampling, TokenChunk
+from diptych.types import Prepared, Sampling, TokenChunk
 
 Pieces = Callable[[], Sequence[bytes]]
+
+
+class Held(NamedTuple):
+    """A slot in one request's hands. ``reuse``: what it holds of the prompt's start need not be computed."""
+
+    slot: Slot
+    reuse: bool
+    prepared: Prepared
+
+    def measured(self, cached: int, first_ms: float) -> Prepared:
+        """What was done before the first token, which came ``first_ms`` after the request was sent."""
+        if self.prepared.kv_tokens:
+            return self.prepared
+        return msgspec.structs.replace(self.prepared, cached_tokens=cached, prefill_ms=first_ms)
 
 
 class Completions:
@@ -24,16 +42,17 @@ class Completions:
         self._client, self._pieces = client, pieces
         self._speller: Speller | None = None
 
-    async def run(
-        self, slot: Slot, prompt: Sequence[int], sampling: Sampling, *, reuse: bool, landed: bool
-    ) -> AsyncGenerator[TokenChunk, None]:
-        """The chunks of one completion; afterwards ``slot`` remembers what it holds.
+    async def run(self, held: Held, prompt: Sequence[int], sampling: Sampling) -> AsyncGenerator[TokenChunk, None]:
+        """The chunks of one completion; afterwards the slot remembers what it holds.
 
-        With ``landed``, raises CorruptKV before the first chunk unless the server confirms the takeover.
+        After a takeover, raises CorruptKV before the first chunk unless the server confirms it.
         """
-        body = wire.completion(prompt, sampling, slot.index, reuse=reuse)
+        slot = held.slot
+        body = wire.completion(prompt, sampling, slot.index, reuse=held.reuse)
+        began = time.monotonic()
+        cached, first = 0, True
         so_far: list[int] = []
-        unconfirmed = landed
+        unconfirmed = held.prepared.kv_tokens > 0
         try:
             async with aclosing(self._client.stream(body)) as events:
                 async for event in events:
@@ -41,13 +60,19 @@ class Completions:
                         confirm(event.cached, prompt)
                         unconfirmed = False
                     if event.prompt_progress is not None:
+                        cached = event.prompt_progress.cache
                         continue
                     tokens = await self._named(event, len(so_far))
                     so_far += tokens
                     slot.busy_tokens = len(prompt) + len(so_far)
                     finish = wire.finish(event) if event.stop else None
                     if tokens or finish:
-                        yield TokenChunk(tokens, wire.logprobs(event, sampling.logprobs or 0), finish)
+                        if first:
+                            prepared: Prepared | None = held.measured(cached, (time.monotonic() - began) * 1e3)
+                        engine_ms = event.timings.engine_ms if finish and event.timings else None
+                        found = wire.logprobs(event, sampling.logprobs or 0)
+                        yield TokenChunk(tokens, found, finish, prepared if first else None, engine_ms)
+                        first = False
                     if finish:
                         return
             raise EngineError("llama-server ended a stream without saying why")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -12,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from diptych.engines.llamacpp import wire
-from diptych.engines.llamacpp.completion import Completions, Pieces
+from diptych.engines.llamacpp.completion import Completions, Held, Pieces
 from diptych.engines.llamacpp.images import ImagePool
 from diptych.engines.llamacpp.probe import learn_form, saved
 from diptych.engines.llamacpp.process import ServerProcess
 from diptych.engines.llamacpp.server import Server
 from diptych.engines.llamacpp.settings import Model, Settings
 from diptych.engines.llamacpp.slotfile import SlotForm, parse
-from diptych.engines.llamacpp.slots import Slot, Slots
-from diptych.engines.llamacpp.takeover import LandedKV, Takeover, confirm
-from diptych.engines.protocol import Description
+from diptych.engines.llamacpp.slots import Slots
+from diptych.engines.llamacpp.takeover import Takeover, confirm
+from diptych.engines.protocol import Description, LandedKV, Layers, Reading
 from diptych.errors import (
     ConfigError,
     ContextExceeded,
@@ -31,28 +32,20 @@ from diptych.errors import (
     WorkerError,
     WorkerLost,
 )
-from diptych.types import Sampling, TokenChunk
-
-
-class Rows(msgspec.Struct, frozen=True):
-    """KV of one prompt as this engine computed it: per layer [tokens, heads x head_dim] of f16."""
-
-    keys: tuple[npt.NDArray[np.float16], ...]
-    values: tuple[npt.NDArray[np.float16], ...]
+from diptych.types import Prepared, Sampling, TokenChunk
 
 
 class LlamaCppDecode:
     """A DecodeEngine. It alone owns its server's slots. Make one with :meth:`start`."""
 
-    def __init__(
-        self, settings: Settings, model: Model, server: Server, form: SlotForm, pieces: Pieces
-    ) -> None:
+    def __init__(self, settings: Settings, model: Model, server: Server, form: SlotForm, pieces: Pieces) -> None:
         self._settings, self._model, self._server = settings, model, server
         self._slots = Slots(settings.slots)
         self._images = ImagePool(Path(settings.slot_dir), form, settings.ctx_per_request, settings.images)
         self._takeover = Takeover(server.client, self._images)
         self._completions = Completions(server.client, pieces)
         self._lost: WorkerLost | None = None
+        self._over = asyncio.Event()
         self._watch = asyncio.create_task(self._watch_process(server.process)) if server.process else None
 
     @classmethod
@@ -116,38 +109,46 @@ class LlamaCppDecode:
         confirm it; the slot is then erased, and a later call without ``landed`` computes everything anew.
         """
         sampling = self._fitting(prompt, sampling)
-        async with self._slot(prompt, landed) as (slot, reuse):
-            run = self._completions.run(slot, prompt, sampling, reuse=reuse, landed=landed is not None)
-            async with aclosing(run) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+        async with (
+            self._slot(prompt, landed) as held,
+            aclosing(self._completions.run(held, prompt, sampling)) as chunks,
+        ):
+            async for chunk in chunks:
+                yield chunk
 
-    async def next_logprobs(
-        self, prompt: Sequence[int], landed: LandedKV | None = None
-    ) -> npt.NDArray[np.float32]:
+    async def next_logprobs(self, prompt: Sequence[int], landed: LandedKV | None = None) -> npt.NDArray[np.float32]:
         """Natural log-probabilities of the token after ``prompt``, for the whole vocabulary.
 
         Nothing but ``landed`` is re-used.
         """
         ask = Sampling(max_tokens=1, temperature=0, logprobs=self._model.vocabulary, ignore_eos=True)
-        async with self._slot(prompt, landed) as (slot, _):
-            body = wire.completion(prompt, ask, slot.index, reuse=landed is not None, stream=False)
+        async with self._slot(prompt, landed) as held:
+            body = wire.completion(prompt, ask, held.slot.index, reuse=landed is not None, stream=False)
             answer = wire.event.decode(await self._server.client.call("POST", "/completion", body))
             if landed is not None:
                 confirm(answer.cached, prompt)
+        return self._distribution(answer)
+
+    async def own_reading(self, prompt: Sequence[int]) -> Reading:
+        """What this engine makes of ``prompt`` by its own prefill, re-using nothing."""
+        ask = Sampling(max_tokens=1, temperature=0, logprobs=self._model.vocabulary, ignore_eos=True)
+        async with self._slot(prompt, None) as held:
+            body = wire.completion(prompt, ask, held.slot.index, reuse=False, stream=False)
+            answer = wire.event.decode(await self._server.client.call("POST", "/completion", body))
+            data = await saved(self._server.client, held.slot.index, Path(self._settings.slot_dir))
+        prefill_ms = answer.timings.prompt_ms if answer.timings else 0.0
+        return Reading(*_rows(data, prompt), self._distribution(answer), prefill_ms)
+
+    def _distribution(self, answer: wire.Event) -> npt.NDArray[np.float32]:
         found = np.full(self._model.vocabulary, -np.inf, np.float32)
         for token, logprob in wire.logprobs(answer, self._model.vocabulary)[0].top:
             found[token] = logprob
         return found
 
-    async def export_rows(self, prompt: Sequence[int]) -> Rows:
-        """The KV of every token of ``prompt`` after this engine's own prefill, re-using nothing."""
-        ask = Sampling(max_tokens=1, temperature=0, ignore_eos=True)
-        async with self._slot(prompt, None) as (slot, _):
-            body = wire.completion(prompt, ask, slot.index, reuse=False, stream=False)
-            await self._server.client.call("POST", "/completion", body)
-            data = await saved(self._server.client, slot.index, Path(self._settings.slot_dir))
-        return _rows(data, prompt)
+    async def ended(self) -> WorkerLost:
+        """Returns when the server's process has ended; never for a server that is somebody else's."""
+        await self._over.wait()
+        return self._lost or WorkerLost("the decode engine is shut down")
 
     async def close(self) -> None:
         """Ends the server and removes the images."""
@@ -169,23 +170,23 @@ class LlamaCppDecode:
         return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
     @asynccontextmanager
-    async def _slot(
-        self, prompt: Sequence[int], landed: LandedKV | None
-    ) -> AsyncGenerator[tuple[Slot, bool]]:
-        """A slot for one request, ``landed`` restored into it; and whether its content may be re-used.
+    async def _slot(self, prompt: Sequence[int], landed: LandedKV | None) -> AsyncGenerator[Held]:
+        """A slot for one request, with ``landed`` restored into it.
 
         While it is held the slot counts as empty, so that after any failure nothing of it is used again.
         """
         if self._lost is not None:
             raise self._lost
+        began = time.monotonic()
         slot = await self._slots.acquire(prompt, overwrite=landed is not None)
+        acquired = time.monotonic()
         reuse = landed is not None or slot.shares(np.asarray(prompt, np.int32)) > 0
         slot.hold(())
         slot.busy_tokens = len(prompt)
         try:
             if landed is not None:
                 await self._takeover.into(slot.index, prompt, landed)
-            yield slot, reuse
+            yield Held(slot, reuse, self._prepared(landed, acquired - began, time.monotonic() - acquired))
         except HandoffError:
             with suppress(WorkerError, InvalidRequest):
                 await self._server.client.slot(slot.index, "erase")
@@ -193,12 +194,19 @@ class LlamaCppDecode:
         finally:
             self._slots.release(slot)
 
+    def _prepared(self, landed: LandedKV | None, wait_s: float, admit_s: float) -> Prepared:
+        if landed is None:
+            return Prepared(slot_wait_ms=wait_s * 1e3)
+        kv_bytes = self._model.form.region_bytes(landed.tokens)
+        return Prepared(landed.tokens, kv_bytes, slot_wait_ms=wait_s * 1e3, admit_ms=admit_s * 1e3)
+
     async def _watch_process(self, process: ServerProcess) -> None:
         self._lost = await process.ended()
         self._slots.fail(self._lost)
+        self._over.set()
 
 
-def _rows(data: bytes, prompt: Sequence[int]) -> Rows:
+def _rows(data: bytes, prompt: Sequence[int]) -> tuple[Layers, Layers]:
     file = parse(data)
     if file.tokens != tuple(prompt):
         raise EngineError(f"the saved slot holds {len(file.tokens)} tokens, the prompt has {len(prompt)}")
@@ -207,4 +215,4 @@ def _rows(data: bytes, prompt: Sequence[int]) -> Rows:
         for offset, row_bytes in file.rows
     ]
     layers = len(arrays) // 2
-    return Rows(tuple(arrays[:layers]), tuple(arrays[layers:]))
+    return tuple(arrays[:layers]), tuple(arrays[layers:])

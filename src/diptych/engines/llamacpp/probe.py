@@ -26,9 +26,7 @@ async def learn_form(client: Client, directory: Path, row_bytes: tuple[int, ...]
     """
     files = []
     for tokens in PROBES:
-        await client.call(
-            "POST", "/completion", wire.completion(tokens, ONE_TOKEN, 0, reuse=False, stream=False)
-        )
+        await client.call("POST", "/completion", wire.completion(tokens, ONE_TOKEN, 0, reuse=False, stream=False))
         files.append((tokens, await saved(client, 0, directory)))
     try:
         form = learn(files, row_bytes)
@@ -46,9 +44,7 @@ async def saved(client: Client, slot: int, directory: Path) -> bytes:
         await client.slot(slot, "save", path.name)
         return await asyncio.to_thread(path.read_bytes)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"llama-server does not save slots in {directory}: check its --slot-save-path"
-        ) from error
+        raise ConfigError(f"llama-server does not save slots in {directory}: check its --slot-save-path") from error
     finally:
         path.unlink(missing_ok=True)
 
@@ -69,6 +65,4 @@ async def _takes_it_back(
         path.unlink()
     cache = None if first.prompt_progress is None else first.prompt_progress.cache
     if (reply.n_restored, reply.n_read, cache) != (len(tokens), form.layout(tokens).length, len(tokens)):
-        raise ConfigError(
-            f"{build} does not confirm what it takes from a restored slot (it says {reply}, {cache})"
-        )
+        raise ConfigError(f"{build} does not confirm what it takes from a restored slot (it says {reply}, {cache})")

@@ -110,9 +110,7 @@ class ServerProcess:
                 await asyncio.sleep(HEALTH_POLL_S)
             else:
                 return address
-        raise ConfigError(
-            f"{command[0]} does not start: it ended with code {self._process.returncode}{self.tail()}"
-        )
+        raise ConfigError(f"{command[0]} does not start: it ended with code {self._process.returncode}{self.tail()}")
 
 
 async def _spawn(settings: Settings, api_key: str, log: Path, report_to: int) -> asyncio.subprocess.Process:

@@ -119,9 +119,7 @@ class SlotForm(msgspec.Struct, frozen=True, kw_only=True):
     def _head(self, tokens: Sequence[int]) -> bytes:
         count = len(tokens)
         ids = np.asarray(tokens, "<u4")
-        words = (
-            np.concatenate(([ENVELOPE, 1, count], ids, [0])).astype("<u4") if self.grammar.enveloped else ids
-        )
+        words = np.concatenate(([ENVELOPE, 1, count], ids, [0])).astype("<u4") if self.grammar.enveloped else ids
         cells = np.zeros((count, 3), "<u4")
         cells[:, 0] = np.arange(count)
         cells[:, 1] = 1
@@ -147,9 +145,7 @@ class _Reader:
     def skip(self, count: int) -> int:
         start = self.at
         if count > len(self.data) - start:
-            raise UnknownFormError(
-                f"{count} bytes are expected at byte {start}, {len(self.data) - start} are left"
-            )
+            raise UnknownFormError(f"{count} bytes are expected at byte {start}, {len(self.data) - start} are left")
         self.at += count
         return start
 
@@ -206,9 +202,7 @@ def first_words(data: bytes, count: int = 24) -> str:
 def _form_of(tokens: Sequence[int], data: bytes) -> SlotForm:
     file = parse(data)
     if file.tokens != tuple(tokens):
-        raise UnknownFormError(
-            f"the probe held the tokens {list(tokens)}, the file names {list(file.tokens)}"
-        )
+        raise UnknownFormError(f"the probe held the tokens {list(tokens)}, the file names {list(file.tokens)}")
     layout = file.form.layout(tokens)
     if layout.length != len(data) or layout.wrong_at(np.frombuffer(data, np.uint8)) is not None:
         raise UnknownFormError("the writer does not reproduce the probe")

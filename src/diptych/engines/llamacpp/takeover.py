@@ -11,25 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
 
 from diptych.engines.llamacpp.client import Client
 from diptych.engines.llamacpp.images import ImagePool, SlotImage
-from diptych.engines.llamacpp.slotfile import Bytes
+from diptych.engines.protocol import LandedKV
 from diptych.errors import CorruptKV, EngineError, InvalidRequest
-
-
-class LandedKV(Protocol):
-    """Sealed KV of ``tokens`` tokens, in the engine's form."""
-
-    tokens: int
-
-    def admit(self, blocks: Sequence[Bytes]) -> None:
-        """Copies the rows into ``blocks`` and checks the copy.
-
-        One [tokens, row bytes] a layer: K of every layer in order, then V. Runs in a thread. Raises
-        HandoffError; ``blocks`` is then in doubt and is not used.
-        """
 
 
 class Takeover:

@@ -22,10 +22,17 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """``cache_n`` prompt tokens were taken from the slot, ``prompt_n`` were computed."""
+    """``cache_n`` prompt tokens were taken from the slot, ``prompt_n`` were computed, in ``prompt_ms``; the tokens
+    after the first took ``predicted_ms``."""
 
     cache_n: int
     prompt_n: int
+    prompt_ms: float = 0.0
+    predicted_ms: float = 0.0
+
+    @property
+    def engine_ms(self) -> float:
+        return self.prompt_ms + self.predicted_ms
 
 
 class Candidate(msgspec.Struct, frozen=True):

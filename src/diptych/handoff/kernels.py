@@ -1,0 +1,225 @@
+"""The hot casts, compiled by numba: rows of 16-bit or float32 values into rows of 16-bit values.
+
+Two results are packed into one 32-bit store, which is what lets LLVM vectorise a re-pairing:
+
+    half -> interleaved    out[j]         = a[j]     | a[n/2 + j] << 16       n values, n/2 words
+    interleaved -> half    out[j]         = a[4j]    | a[4j + 2]  << 16       first half of the words
+                           out[n/4 + j]   = a[4j + 1]| a[4j + 3]  << 16       second half
+    none                   out[j]         = a[2j]    | a[2j + 1]  << 16
+
+A source is a flat window of memory and the strides (in items) of token and head; ``dim`` has stride 1 on
+both sides. Everything else goes through :mod:`codecs` in numpy, which is also what these kernels are tested
+against. Compiled code is kept in numba's cache: beside this file, or in the user's cache folder where that
+is read-only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic, register_jitable
+
+from diptych.handoff.contract import Dtype
+
+Kernel = Callable[[Any, Any], None]
+PLAIN, TO_INTERLEAVED, TO_HALF = 0, 1, 2
+MODES: dict[str, int] = {"none": PLAIN, "interleaved": TO_INTERLEAVED, "half": TO_HALF}
+"""By the pairing that the target wants, "none" where the dimensions only move."""
+
+_WORDS = types.Array(types.uint32, 3, "A")
+_LINES = types.Array(types.uint8, 1, "C")
+_LINES_FROM = types.Array(types.uint8, 1, "C", readonly=True)
+
+
+@intrinsic
+def _f32_of_bits(_typing: Any, _bits: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _bits_of_f32(_typing: Any, _value: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def _f16_of_f32(_typing: Any, _value: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _f32_of_f16(_typing: Any, _bits: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _first(_typing: Any, array: Any) -> Any:
+    """A pointer to an array's first item: only so can LLVM see that the items of a row are neighbours."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
+
+
+@intrinsic
+def _stream_line(_typing: Any, target: Any, source: Any, _index: Any) -> Any:
+    """Copies the 64 bytes at ``index`` past the caches."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        line = ir.VectorType(ir.IntType(64), 8)
+        to, fro = (
+            builder.bitcast(
+                builder.gep(context.make_array(kind)(context, builder, array).data, [args[2]]),
+                line.as_pointer(),
+            )
+            for kind, array in zip(signature.args[:2], args[:2], strict=True)
+        )
+        store = builder.store(builder.load(fro, align=1), to, align=64)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(target, source, types.int64), generate
+
+
+@intrinsic
+def _fence(_typing: Any) -> Any:
+    """Nothing that follows is seen before the streamed lines are."""
+
+    def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@register_jitable
+def _same(bits: Any) -> Any:
+    return bits
+
+
+@register_jitable
+def _f16(bits: Any) -> Any:
+    """float32 bits as f16 bits; finite values beyond 65504 saturate there."""
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    largest = np.uint32(np.uint32(bits & np.uint32(0x80000000)) | np.uint32(0x477FE000))
+    over = (magnitude > np.uint32(0x477FE000)) & (magnitude < np.uint32(0x7F800000))
+    return _f16_of_f32(_f32_of_bits(largest if over else np.uint32(bits)))
+
+
+@register_jitable
+def _bf16_to_f16(bits: Any) -> Any:
+    return _f16(np.uint32(np.uint32(bits) << np.uint32(16)))
+
+
+@register_jitable
+def _f32_to_f16(value: Any) -> Any:
+    return _f16(_bits_of_f32(value))
+
+
+@register_jitable
+def _f32_to_bf16(value: Any) -> Any:
+    bits = _bits_of_f32(value)
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    sign = np.uint32(bits & np.uint32(0x80000000))
+    finite = min(magnitude, np.uint32(0x7F7F0000))
+    odd = np.uint32(np.uint32(finite >> np.uint32(16)) & np.uint32(1))
+    rounded = np.uint32(finite + np.uint32(np.uint32(0x7FFF) + odd))
+    special = np.uint32(magnitude | np.uint32(0x400000)) if magnitude > np.uint32(0x7F800000) else magnitude
+    result = special if magnitude >= np.uint32(0x7F800000) else rounded
+    return np.uint16(np.uint32(np.uint32(result | sign) >> np.uint32(16)))
+
+
+@register_jitable
+def _f16_to_bf16(bits: Any) -> Any:
+    return _f32_to_bf16(_f32_of_f16(bits))
+
+
+@register_jitable
+def _pack(low: Any, high: Any) -> Any:
+    return np.uint32(low) | np.uint32(np.uint32(high) << np.uint32(16))
+
+
+_CASTS: dict[tuple[Dtype, Dtype], tuple[Callable[[Any], Any], Any]] = {
+    ("f16", "f16"): (_same, types.uint16),
+    ("bf16", "bf16"): (_same, types.uint16),
+    ("bf16", "f16"): (_bf16_to_f16, types.uint16),
+    ("f16", "bf16"): (_f16_to_bf16, types.uint16),
+    ("f32", "f16"): (_f32_to_f16, types.float32),
+    ("f32", "bf16"): (_f32_to_bf16, types.float32),
+}
+
+
+@functools.cache
+def kernel(source: Dtype, target: Dtype, mode: int) -> Kernel | None:
+    """The kernel of one cast and re-pairing, compiled or loaded at the first call; None where there is
+    none.
+    """
+    found = _CASTS.get((source, target))
+    return None if found is None else _compile(*found, mode)
+
+
+def _compile(cast: Callable[[Any], Any], item: Any, mode: int) -> Kernel:
+    """``cast`` is a plain function and ``mode`` a number, so numba's cache knows them across processes."""
+
+    @njit(types.void(types.Array(item, 3, "A", readonly=True), _WORDS), nogil=True, cache=True)
+    def rows(source: Any, target: Any) -> None:
+        tokens, heads, dims = source.shape
+        source_token, source_head = source.strides[0] // source.itemsize, source.strides[1] // source.itemsize
+        target_token, target_head = target.strides[0] // 4, target.strides[1] // 4
+        items = carray(_first(source), ((tokens - 1) * source_token + (heads - 1) * source_head + dims,))
+        n = dims // 2
+        words = carray(_first(target), ((tokens - 1) * target_token + (heads - 1) * target_head + n,))
+        for t in range(tokens):
+            for h in range(heads):
+                s, w = t * source_token + h * source_head, t * target_token + h * target_head
+                if mode == TO_INTERLEAVED:
+                    a, b, out = items[s : s + n], items[s + n : s + dims], words[w : w + n]
+                    for j in range(n):
+                        out[j] = _pack(cast(a[j]), cast(b[j]))
+                elif mode == TO_HALF:
+                    a, out, second = items[s : s + dims], words[w : w + n // 2], words[w + n // 2 : w + n]
+                    for j in range(n // 2):
+                        out[j] = _pack(cast(a[4 * j]), cast(a[4 * j + 2]))
+                        second[j] = _pack(cast(a[4 * j + 1]), cast(a[4 * j + 3]))
+                else:
+                    a, out = items[s : s + dims], words[w : w + n]
+                    for j in range(n):
+                        out[j] = _pack(cast(a[2 * j]), cast(a[2 * j + 1]))
+
+    loop: Kernel = rows
+    return loop
+
+
+@functools.cache
+def stream() -> Kernel:
+    """(source, target): copies flat arrays of whole 64-byte lines, the target aligned to 64, past the caches.
+
+    A plain copy first reads the lines that it is about to overwrite; this one does not, and leaves the
+    caches to whatever computes beside it.
+    """
+
+    @njit(types.void(_LINES_FROM, _LINES), nogil=True, cache=True)
+    def lines(source: Any, target: Any) -> None:
+        for index in range(0, source.size, 64):
+            _stream_line(target, source, index)
+        _fence()
+
+    loop: Kernel = lines
+    return loop
