@@ -22,7 +22,7 @@ from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
 from diptych.fleet.lifeline import stop_on_signals, tie_to_parent
 from diptych.handoff.contract import KVForm
-from diptych.types import Takeover, TokenChunk
+from diptych.types import Prepared, TokenChunk
 
 INSTANT = 0
 """The seed of a request whose first token leaves at once."""
@@ -115,8 +115,8 @@ class PacedEngine:
     def _chunk(self, stream: Stream) -> TokenChunk:
         stream.left -= 1
         token = self._spec.tokens[stream.left % len(self._spec.tokens)]
-        takeover, stream.first = (Takeover() if stream.first else None), False
-        return TokenChunk((token,), (), "length" if stream.left == 0 else None, takeover)
+        prepared, stream.first = (Prepared() if stream.first else None), False
+        return TokenChunk((token,), (), "length" if stream.left == 0 else None, prepared)
 
 
 def main() -> None:
