@@ -59,9 +59,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(self._gateway, Request(scope, receive))
         try:
-            if scope["method"] != self._method:
-                raise MethodNotAllowed(f"{scope['method']} is not allowed for {scope['path']}; use {self._method}.")
-            response = await self._handler(call)
+            response = await self._respond(call)
             await response(scope, receive, send)
         except (ClientGone, ClientDisconnect):
             return
@@ -69,3 +67,9 @@ class Endpoint:
             if not isinstance(error, DiptychError):
                 log.exception("request %s failed", call.id)
             await self._error_response(error, call.id)(scope, receive, send)
+
+    async def _respond(self, call: Call) -> Response:
+        http = call.http
+        if http.method != self._method:
+            raise MethodNotAllowed(f"{http.method} is not allowed for {http.scope['path']}; use {self._method}.")
+        return await self._handler(call)
