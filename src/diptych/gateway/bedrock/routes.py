@@ -21,7 +21,7 @@ from diptych.gateway.routes import Call, Endpoint, Gateway
 
 def bedrock_routes(gateway: Gateway) -> list[Route]:
     return [
-        Route(path, Endpoint(gateway, handler, error_response), methods=["POST"])
+        Route(path, Endpoint(gateway, "POST", handler, error_response))
         for path, handler in (
             ("/model/{model_id:path}/converse", converse),
             ("/model/{model_id:path}/converse-stream", converse_stream),
@@ -37,14 +37,14 @@ async def _begin(call: Call, operation: str) -> tuple[Generation, ConverseBody]:
     except InvalidRequest as error:
         detail = str(error).rstrip(".")
         raise InvalidRequest(f"Malformed input request: {detail}, please reformat your input and try again.") from None
-    request = await converse_request(body, model, call.id, operation)
-    return Generation(call.gateway.service, model, request), body
+    request, reader = await converse_request(body, model, call.id, operation)
+    return Generation(call.gateway.service, model, request, reader), body
 
 
 async def converse(call: Call) -> Response:
     generation, body = await _begin(call, "Converse")
-    text, _ = await call.gateway.in_flight.run(call.http.receive, generation.whole())
-    return json_response(converse_answer(generation, text, body), call.id)
+    parts, _ = await call.gateway.in_flight.run(call.http.receive, generation.whole())
+    return json_response(converse_answer(generation, parts, body), call.id)
 
 
 async def converse_stream(call: Call) -> Response:

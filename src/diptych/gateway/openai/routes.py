@@ -9,22 +9,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from diptych.gateway.catalog import find_model
-from diptych.gateway.generation import Generation
 from diptych.gateway.intake import parse, read_body
 from diptych.gateway.openai.answers import chat_answer, chat_events
-from diptych.gateway.openai.chat import chat_requests
+from diptych.gateway.openai.chat import chat_generations
 from diptych.gateway.openai.failures import error_event, error_response
 from diptych.gateway.openai.shapes import decoder
 from diptych.gateway.ports import ServedModel
 from diptych.gateway.responses import EventStream, json_response
 from diptych.gateway.routes import Call, Endpoint, Gateway
+from diptych.gateway.serving_class import ServingClass
 
 _PREFIXES = ("/v1", "/openai/v1")
 
 
 def openai_routes(gateway: Gateway) -> list[Route]:
     return [
-        Route(prefix + path, Endpoint(gateway, handler, error_response), methods=[method])
+        Route(prefix + path, Endpoint(gateway, method, handler, error_response))
         for prefix in _PREFIXES
         for method, path, handler in (
             ("POST", "/chat/completions", chat_completions),
@@ -34,12 +34,17 @@ def openai_routes(gateway: Gateway) -> list[Route]:
     ]
 
 
+def class_of(tier: str | None) -> ServingClass:
+    """OpenAI's service tier as a class of service; "auto" and "scale" are the default one."""
+    return ServingClass(tier=tier if tier in ("priority", "flex") else None)  # type: ignore[arg-type]  # narrowed
+
+
 async def chat_completions(call: Call) -> Response:
     gateway = call.gateway
     body = parse(await read_body(call.http, gateway.limits), decoder)
     model = find_model(gateway.service.models(), body.model)
-    requests = await chat_requests(body, model, call.id, "ChatCompletions")
-    generations = [Generation(gateway.service, model, request) for request in requests]
+    asked = class_of(body.service_tier)
+    generations = await chat_generations(gateway.service, body, model, call.id, "ChatCompletions", asked)
     if body.stream:
         events = chat_events(generations, call.created, body)
         return EventStream(
