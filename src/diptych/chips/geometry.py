@@ -72,6 +72,11 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return query + latent + expand + self.heads * self.v_head_dim * self.hidden
 
     @property
+    def pair_width(self) -> int:
+        """Multiply-adds of one query-key pair in one layer: the score and the weighted sum of V."""
+        return self.heads * (self._qk_dim + self.v_head_dim if self.latent else 2 * self.head_dim)
+
+    @property
     def _qk_dim(self) -> int:
         return self.nope_head_dim + self.rope_head_dim
 
@@ -124,10 +129,9 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def attention_flops(self, new_tokens: float, cached_tokens: float = 0.0) -> float:
         """FLOPs of scores and weighted sums when ``new_tokens`` follow ``cached_tokens``, causal, windows counted."""
-        width = self.heads * (self._qk_dim + self.v_head_dim if self.latent else 2 * self.head_dim)
         full = (self.layers - self.windowed_layers) * _causal_pairs(new_tokens, cached_tokens, float("inf"))
         near = self.windowed_layers * _causal_pairs(new_tokens, cached_tokens, self.window)
-        return 2.0 * width * (full + near)
+        return 2.0 * self.pair_width * (full + near)
 
     def flops(self, new_tokens: float, cached_tokens: float = 0.0) -> float:
         """FLOPs of reading ``new_tokens`` after ``cached_tokens`` (multiply and add count as two)."""

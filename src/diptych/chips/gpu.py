@@ -110,7 +110,7 @@ def decode_terms(s: Setup, batch: float, context: float) -> dict[str, float]:
         "kv": rank_batch * g.kv_bytes(context, p.kv_bytes) / s.kv_split / s.bandwidth,
         "flops": 2.0 * g.active_params * batch / s.gpus / s.peak,
         "allreduce": _allreduce_s(s, rank_batch),
-        **_layers(g),
+        **layer_terms(g),
     }
 
 
@@ -133,13 +133,13 @@ def prefill_terms(s: Setup, prompt: float, concurrency: float) -> dict[str, floa
         "attention_flops": g.attention_flops(prompt) / s.tp / s.chip.flops_of("bf16").si,
         "token_traffic": _traffic_s(s, prompt) * s.dp,
         "weights": (g.always_params * p.dense_bytes / s.tp + every) / s.bandwidth,
-        **_layers(g),
+        **layer_terms(g),
         "queued_flops": dense * crowd,
         "queued_latent": prompt * g.layers * float(g.latent) * crowd,
     }
 
 
-def _layers(g: Geometry) -> dict[str, float]:
+def layer_terms(g: Geometry) -> dict[str, float]:
     return {
         "layer": float(g.layers),
         "expert_layer": float(g.moe_layers),

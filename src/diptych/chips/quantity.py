@@ -11,6 +11,7 @@ A planner's answer is no better than its worst input, so every input says how it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -81,7 +82,9 @@ def check(name: str, quantity: Quantity, dimension: str) -> None:
         raise ConfigError(f"{name}: source and date must say where and when the number was found")
     if quantity.known == (quantity.kind == "unknown"):
         raise ConfigError(f'{name}: give a value, or kind = "unknown" without one')
-    if quantity.value is not None and not 0 <= quantity.value < float("inf"):
+    if quantity.value is None:
+        return
+    if not math.isfinite(quantity.value) or (quantity.value < 0 and dimension != "ratio"):
         raise ConfigError(f"{name}: {quantity.value} is not a finite number of at least 0")
 
 
