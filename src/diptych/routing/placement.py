@@ -85,48 +85,97 @@ class Placement(msgspec.Struct, frozen=True):
 
 def place(demand: Demand, fleet: Fleet) -> Placement:
     """The placement with the lowest score. Raises LookupError when no worker can serve the request at all."""
-    alone = min((_aggregated(demand, d) for d in fleet.decode if d.prefills), key=_score, default=None)
-    pairs = _pairs(demand, fleet) if demand.may_disaggregate and demand.prompt_tokens > 1 else []
-    pair = min(pairs, key=_score, default=None)
+    decodings = {worker.id: _decoding(demand, worker) for worker in fleet.decode}
+    alone = min(
+        (_aggregated(demand, d, *decodings[d.id]) for d in fleet.decode if d.prefills), key=_score, default=None
+    )
+    pair = None
+    if demand.may_disaggregate and demand.prompt_tokens > 1:
+        pair = _best_pair(demand, fleet, decodings)
     ways = [way for way in (alone, pair) if way is not None]
     if not ways:
         raise LookupError("no worker can serve the request")
     return Placement(min(ways, key=_score), pair, alone)
 
 
-def _pairs(demand: Demand, fleet: Fleet) -> list[Estimate]:
-    prefill = {worker.id: worker for worker in fleet.prefill}
+def _best_pair(demand: Demand, fleet: Fleet, decodings: dict[str, tuple[float, float]]) -> Estimate | None:
+    """The pair with the lowest score. Among links with one tail, the prefill worker that is ready first wins.
+
+    So each prefill and each decode worker is estimated once, not once for every link between them.
+    """
+    handed_over = demand.prompt_tokens - 1
+    ready_s = _readings(handed_over, fleet.prefill)
     decode = {worker.id: worker for worker in fleet.decode}
-    return [
-        _disaggregated(demand, prefill[link.prefill], decode[link.decode], link)
-        for link in fleet.links
-        if link.prefill in prefill and link.decode in decode
-    ]
+    best: tuple[tuple[float, float, str, str], float] | None = None
+    for (base_s, s_per_token), sources, targets in _by_tail(fleet.links):
+        ready = [(ready_s[source], source) for source in sources if source in ready_s]
+        if not ready:
+            continue
+        read_s, source = min(ready)
+        landed_s = read_s + base_s + s_per_token * handed_over
+        for target in targets:
+            if target in decode:
+                first_s, rest_s = decodings[target]
+                wait_s = decode[target].wait_s
+                ttft_s = (landed_s if landed_s > wait_s else wait_s) + first_s
+                key = (ttft_s + rest_s, ttft_s, target, source)
+                if best is None or key < best[0]:
+                    best = (key, ttft_s + rest_s)
+    if best is None:
+        return None
+    (_, ttft_s, target, source), total_s = best
+    return Estimate("disaggregated", target, source, ttft_s, total_s, total_s)
+
+
+def _readings(handed_over: int, workers: tuple[PrefillState, ...]) -> dict[str, float]:
+    """Worker -> seconds until it has read the prompt. Equal workers with equal prefixes are priced once."""
+    priced: dict[tuple[int, int], float] = {}
+    ready_s = {}
+    for worker in workers:
+        cached = worker.cached_tokens
+        key = (id(worker.cost), cached)
+        if (reading_s := priced.get(key)) is None:
+            cached = min(cached, handed_over)
+            reading_s = priced[key] = worker.cost.prefill_s(handed_over - cached, cached)
+        ready_s[worker.id] = worker.queue_s + reading_s
+    return ready_s
+
+
+Tail = tuple[tuple[float, float], tuple[str, ...], tuple[str, ...]]
+_grouped: tuple[tuple[Link, ...], list[Tail]] = ((), [])
+
+
+def _by_tail(links: tuple[Link, ...]) -> list[Tail]:
+    """The links as (tail, prefill workers, decode workers), every such pair linked with that tail.
+
+    A fleet passes the same tuple with every snapshot, so the grouping of the last one is kept.
+    """
+    global _grouped  # noqa: PLW0603  a memo of a pure function; the tuple it belongs to is kept beside it
+    last, grouped = _grouped
+    if last is links:
+        return grouped
+    sources: dict[tuple[float, float, str], list[str]] = {}
+    for link in links:
+        sources.setdefault((link.base_s, link.s_per_token, link.decode), []).append(link.prefill)
+    targets: dict[tuple[float, float, tuple[str, ...]], list[str]] = {}
+    for (base_s, s_per_token, target), froms in sources.items():
+        targets.setdefault((base_s, s_per_token, tuple(froms)), []).append(target)
+    grouped = [((base_s, each_s), froms, tuple(to)) for (base_s, each_s, froms), to in targets.items()]
+    _grouped = (links, grouped)
+    return grouped
 
 
 def _score(estimate: Estimate) -> tuple[float, float, str, str]:
     return (estimate.score_s, estimate.ttft_s, estimate.decode, estimate.prefill or "")
 
 
-def _aggregated(demand: Demand, decode: DecodeState) -> Estimate:
+def _aggregated(demand: Demand, decode: DecodeState, first_s: float, rest_s: float) -> Estimate:
     cached = min(decode.cached_tokens, demand.prompt_tokens - 1)
     reading_s = decode.cost.prefill_s(demand.prompt_tokens - cached, cached)
-    first_s, rest_s = _decoding(demand, decode)
     ttft_s = decode.wait_s + reading_s + first_s
     total_s = ttft_s + rest_s
     score_s = total_s + decode.batch * reading_s
     return Estimate("aggregated", decode.id, None, ttft_s, total_s, score_s)
-
-
-def _disaggregated(demand: Demand, prefill: PrefillState, decode: DecodeState, link: Link) -> Estimate:
-    handed_over = demand.prompt_tokens - 1
-    cached = min(prefill.cached_tokens, handed_over)
-    reading_s = prefill.queue_s + prefill.cost.prefill_s(handed_over - cached, cached)
-    tail_s = link.base_s + link.s_per_token * handed_over
-    first_s, rest_s = _decoding(demand, decode)
-    ttft_s = max(reading_s + tail_s, decode.wait_s) + first_s
-    total_s = ttft_s + rest_s
-    return Estimate("disaggregated", decode.id, prefill.id, ttft_s, total_s, total_s)
 
 
 def _decoding(demand: Demand, decode: DecodeState) -> tuple[float, float]:
