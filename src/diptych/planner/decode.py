@@ -15,11 +15,10 @@ import math
 from collections import deque
 from typing import Protocol
 
-import msgspec
-
 from diptych.chips.stepcost import DecodeLine
 from diptych.planner.fleetplan import DecodePool
 from diptych.planner.links import Nic
+from diptych.routing.placement import DecodeState
 
 TIE_S = 1e-9
 """An arrival that is not later than this after a boundary joins there."""
@@ -53,14 +52,6 @@ class Host(Protocol):
     def rejected(self, request: int) -> None: ...
 
 
-class Load(msgspec.Struct, frozen=True):
-    """What a router may know of the worker now."""
-
-    wait_s: float
-    batch: int
-    context_tokens: int
-
-
 class DecodeWorker:
     """Call :meth:`put` when a request is there, and :meth:`on_wake` when asked to."""
 
@@ -70,6 +61,8 @@ class DecodeWorker:
         self.line = pool.cost if isinstance(pool.cost, DecodeLine) else None
         self.nic = Nic(pool.nic_bytes_s)
         self.alive = True
+        self.prefills = pool.prefills
+        self.idle = DecodeState(name, pool.cost, prefills=pool.prefills)
         self.inbound = self.inbound_tokens = 0
         self.waiting: deque[Sequence] = deque()
         self.to_read: deque[Sequence] = deque()
@@ -82,15 +75,19 @@ class DecodeWorker:
         self.reserved = 0
         self.to_read_s = 0.0
 
-    def load(self, now: float) -> Load:
+    def state(self, now: float) -> DecodeState:
         """The worker as a router sees it, with what is on its way to it counted in."""
         batch = self.batch + self.inbound + len(self.waiting) + len(self.to_read)
-        done = (now - self.time_s) / self.first_s if self.batch and self.first_s > 0.0 and now > self.time_s else 0.0
-        context = self.context + self.reserved + self.inbound_tokens + int(done) * self.batch
+        if not batch and self.reading is None:
+            return self.idle
+        context = self.context + self.inbound_tokens + self.reserved
         wait_s = self.to_read_s
-        if self.running and (batch >= self.pool.slots or context >= self.capacity):
-            wait_s += max(0.0, (self.running[0][0] - self.step - done) * self.first_s)
-        return Load(wait_s, batch, context)
+        if self.batch:
+            done = int((now - self.time_s) / self.first_s) if now > self.time_s else 0
+            context += done * self.batch
+            if batch >= self.pool.slots or context >= self.capacity:
+                wait_s += max(0.0, (self.running[0][0] - self.step - done) * self.first_s)
+        return DecodeState(self.name, self.cost, wait_s, batch, context, 0, self.prefills)
 
     def put(self, now: float, sequence: Sequence) -> None:
         """The request is here; it joins at the next boundary with room, after being read if it has to be."""

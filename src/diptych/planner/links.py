@@ -50,7 +50,8 @@ class Links:
         self._share(now, source, target)
 
     def _share(self, now: float, source: Nic, target: Nic) -> None:
-        touched = source.flows | target.flows
+        if not (touched := source.flows | target.flows):
+            return
         for flow in sorted(touched, key=_by_number) if len(touched) > 1 else touched:
             rate = min(flow.source.bytes_s / len(flow.source.flows), flow.target.bytes_s / len(flow.target.flows))
             if rate != flow.rate:

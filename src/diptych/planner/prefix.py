@@ -36,15 +36,14 @@ class PrefixIndex:
         capacity, held = self._capacity[worker], self._held[worker]
         if not capacity:
             return
-        bit = 1 << worker
-        holders = self._holders
+        bit, holders, renew = 1 << worker, self._holders, held.move_to_end
         for block in blocks:
             if block in held:
-                held.move_to_end(block)
+                renew(block)
             else:
                 held[block] = None
                 holders[block] = holders.get(block, 0) | bit
-        while len(held) > capacity:
+        for _ in range(len(held) - capacity):
             oldest, _ = held.popitem(last=False)
             if left := holders[oldest] & ~bit:
                 holders[oldest] = left

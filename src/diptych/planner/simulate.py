@@ -21,7 +21,7 @@ from diptych.planner.links import Links, Nic
 from diptych.planner.outcome import Outcome
 from diptych.planner.prefix import PrefixIndex
 from diptych.planner.traces import Trace
-from diptych.routing.placement import DecodeState, Demand, Fleet, Link, PrefillState, place
+from diptych.routing.placement import Demand, Fleet, Link, PrefillState, place
 
 Handler = Callable[[float, Any], None]
 
@@ -29,13 +29,13 @@ Handler = Callable[[float, Any], None]
 class PrefillWorker:
     """A queue whose end is known: ``free_s`` is when the last prompt accepted will have been read."""
 
-    __slots__ = ("alive", "cost", "free_s", "index", "name", "nic", "pool")
+    __slots__ = ("cost", "free_s", "idle", "index", "name", "nic", "pool")
 
     def __init__(self, index: int, name: str, pool: PrefillPool) -> None:
         self.index, self.name, self.pool, self.cost = index, name, pool, pool.cost
         self.nic = Nic(pool.nic_bytes_s)
         self.free_s = 0.0
-        self.alive = True
+        self.idle = PrefillState(name, pool.cost)
 
 
 def simulate(trace: Trace, plan: FleetPlan, *, exact: bool = False) -> Outcome:
@@ -58,12 +58,13 @@ class _Simulation:
         pools = [pool for pool in plan.decode for _ in range(pool.count)]
         self.decode = [DecodeWorker(f"D{i}", pool, self, exact) for i, pool in enumerate(pools)]
         self.by_name = {worker.name: i for i, worker in enumerate(self.decode)}
-        self.prefill_by_name = {worker.name: i for i, worker in enumerate(self.prefill)}
+        self.prefill_by_name = {worker.name: worker for worker in self.prefill}
         blocks = [w.pool.cache_tokens // trace.block_tokens if trace.blocks else 0 for w in self.prefill]
         self.prefixes = PrefixIndex(blocks) if any(blocks) else None
         self.router_links = self._router_links()
         self.attempt = bytearray(len(trace))
         self.emitted: dict[int, int] = {}
+        self.gone: set[str] = set()
 
     def run(self) -> Outcome:
         for failure in self.plan.failures:
@@ -103,7 +104,8 @@ class _Simulation:
 
     def _place(self, now: float, request: int, prompt: int, output: int) -> None:
         depths = self.prefixes.depths(self.trace.blocks[request]) if self.prefixes else None
-        fleet = Fleet(self._prefill_states(now, depths), self._decode_states(now), self.router_links)
+        decode = tuple([worker.state(now) for worker in self.decode if worker.alive])
+        fleet = Fleet(self._prefill_states(now, depths), decode, self.router_links)
         try:
             chosen = place(Demand(prompt, output), fleet).chosen
         except LookupError:
@@ -117,32 +119,19 @@ class _Simulation:
             self._alone(now, request, self.decode[target], prompt, output)
         else:
             source = self.prefill_by_name[chosen.prefill]
-            self.out.placed_prefill[request] = source
-            held = depths.get(source, 0) * self.trace.block_tokens if depths else 0
-            self._disaggregated(now, request, self.prefill[source], self.decode[target], prompt, held)
+            self.out.placed_prefill[request] = source.index
+            held = depths.get(source.index, 0) * self.trace.block_tokens if depths else 0
+            self._disaggregated(now, request, source, self.decode[target], prompt, held)
 
     def _prefill_states(self, now: float, depths: dict[int, int] | None) -> tuple[PrefillState, ...]:
-        if not depths:
-            return tuple([
-                PrefillState(w.name, w.cost, w.free_s - now if w.free_s > now else 0.0)
-                for w in self.prefill if w.alive
-            ])  # fmt: skip
         each = self.trace.block_tokens
-        return tuple([
-            PrefillState(w.name, w.cost, w.free_s - now if w.free_s > now else 0.0, depths.get(w.index, 0) * each)
-            for w in self.prefill if w.alive
-        ])  # fmt: skip
-
-    def _decode_states(self, now: float) -> tuple[DecodeState, ...]:
         states = []
-        for worker in self.decode:
-            if worker.alive:
-                load = worker.load(now)
-                states.append(
-                    DecodeState(
-                        worker.name, worker.cost, load.wait_s, load.batch, load.context_tokens, 0, worker.pool.prefills
-                    )
-                )
+        for worker in self.prefill:
+            cached = depths.get(worker.index, 0) * each if depths else 0
+            if worker.free_s <= now and not cached:
+                states.append(worker.idle)
+            else:
+                states.append(PrefillState(worker.name, worker.cost, max(0.0, worker.free_s - now), cached))
         return tuple(states)
 
     # -- the two ways ----------------------------------------------------------------------------------------------
@@ -189,14 +178,17 @@ class _Simulation:
     def _send(self, now: float, job: tuple[int, int, PrefillWorker, DecodeWorker, int, float]) -> None:
         request, attempt, source, target, tokens, rest = job
         if attempt == self.attempt[request]:
-            arrived = (request, attempt, target, tokens)
+            arrived = (request, attempt, source, target, tokens)
             self.links.start(
                 now + self.plan.handoff.base_s, source.nic, target.nic, rest, lambda at: self._landed(at, arrived)
             )
 
-    def _landed(self, now: float, job: tuple[int, int, DecodeWorker, int]) -> None:
-        request, attempt, target, tokens = job
+    def _landed(self, now: float, job: tuple[int, int, PrefillWorker, DecodeWorker, int]) -> None:
+        request, attempt, source, target, tokens = job
         if attempt != self.attempt[request]:
+            return
+        if self.gone and (source.name in self.gone or target.name in self.gone):
+            self._retry_inbound(now, request, target, tokens)
             return
         target.inbound -= 1
         target.inbound_tokens -= tokens + 1
@@ -239,6 +231,7 @@ class _Simulation:
     # -- failures --------------------------------------------------------------------------------------------------
 
     def _fail(self, now: float, name: str) -> None:
+        self.gone.add(name)
         if name in self.prefill_by_name:
             self._fail_prefill(now, self.prefill_by_name[name])
         elif name in self.by_name:
@@ -247,11 +240,10 @@ class _Simulation:
             known = ", ".join([*self.prefill_by_name, *self.by_name])
             raise ConfigError(f"no worker {name!r} to fail; the fleet has {known}")
 
-    def _fail_prefill(self, now: float, index: int) -> None:
-        worker = self.prefill[index]
-        worker.alive = False
+    def _fail_prefill(self, now: float, worker: PrefillWorker) -> None:
+        self.prefill.remove(worker)
         if self.prefixes is not None:
-            self.prefixes.drop(index)
+            self.prefixes.drop(worker.index)
         lost = {e[3][0]: e[3] for e in self.heap if e[2] == self._read and e[3][2] is worker}
         for request, job in sorted(lost.items()):
             if job[1] == self.attempt[request]:

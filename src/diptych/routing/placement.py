@@ -105,8 +105,8 @@ def _best_pair(demand: Demand, fleet: Fleet, decodings: dict[str, tuple[float, f
     """
     handed_over = demand.prompt_tokens - 1
     ready_s = _readings(handed_over, fleet.prefill)
-    decode = {worker.id: worker for worker in fleet.decode}
-    best: tuple[tuple[float, float, str, str], float] | None = None
+    waits = {worker.id: worker.wait_s for worker in fleet.decode}
+    best: tuple[float, float, str, str] | None = None
     for (base_s, s_per_token), sources, targets in _by_tail(fleet.links):
         ready = [(ready_s[source], source) for source in sources if source in ready_s]
         if not ready:
@@ -114,29 +114,27 @@ def _best_pair(demand: Demand, fleet: Fleet, decodings: dict[str, tuple[float, f
         read_s, source = min(ready)
         landed_s = read_s + base_s + s_per_token * handed_over
         for target in targets:
-            if target in decode:
+            if target in waits:
                 first_s, rest_s = decodings[target]
-                wait_s = decode[target].wait_s
-                ttft_s = (landed_s if landed_s > wait_s else wait_s) + first_s
-                key = (ttft_s + rest_s, ttft_s, target, source)
-                if best is None or key < best[0]:
-                    best = (key, ttft_s + rest_s)
+                ttft_s = max(landed_s, waits[target]) + first_s
+                way = (ttft_s + rest_s, ttft_s, target, source)
+                if best is None or way < best:
+                    best = way
     if best is None:
         return None
-    (_, ttft_s, target, source), total_s = best
+    total_s, ttft_s, target, source = best
     return Estimate("disaggregated", target, source, ttft_s, total_s, total_s)
 
 
 def _readings(handed_over: int, workers: tuple[PrefillState, ...]) -> dict[str, float]:
-    """Worker -> seconds until it has read the prompt. Equal workers with equal prefixes are priced once."""
-    priced: dict[tuple[int, int], float] = {}
+    """Worker -> seconds until it has read the prompt. Neighbours with one cost and one prefix are priced once."""
     ready_s = {}
+    cost, cached_tokens, reading_s = None, 0, 0.0
     for worker in workers:
-        cached = worker.cached_tokens
-        key = (id(worker.cost), cached)
-        if (reading_s := priced.get(key)) is None:
-            cached = min(cached, handed_over)
-            reading_s = priced[key] = worker.cost.prefill_s(handed_over - cached, cached)
+        if worker.cost is not cost or worker.cached_tokens != cached_tokens:
+            cost, cached_tokens = worker.cost, worker.cached_tokens
+            cached = min(cached_tokens, handed_over)
+            reading_s = cost.prefill_s(handed_over - cached, cached)
         ready_s[worker.id] = worker.queue_s + reading_s
     return ready_s
 
