@@ -82,7 +82,7 @@ class DecodeWorker:
             return self.idle
         context = self.context + self.inbound_tokens + self.reserved
         wait_s = self.to_read_s
-        if self.batch:
+        if self.batch and self.first_s > 0.0:
             done = int((now - self.time_s) / self.first_s) if now > self.time_s else 0
             context += done * self.batch
             if batch >= self.pool.slots or context >= self.capacity:
@@ -104,7 +104,7 @@ class DecodeWorker:
             self._change()
         elif now - self.time_s <= TIE_S:
             self._change()
-        elif self._has_room():
+        elif self.reading is None and self._has_room():
             self._plan_until(self._steps_until(now))
 
     def on_wake(self, version: int) -> None:
@@ -188,7 +188,7 @@ class DecodeWorker:
 
     def _has_room(self) -> bool:
         head = self.waiting[0] if self.waiting else self.to_read[0]
-        return self._fits(head) and (bool(self.waiting) or self.reading is None)
+        return self._fits(head)
 
     def _preempt(self) -> None:
         """The last that joined gives up its KV; it is computed again later."""
@@ -270,7 +270,7 @@ class DecodeWorker:
         self._wake(self.time_s + self._elapsed(steps))
 
     def _plan_until(self, steps: int) -> None:
-        if self.reading is None and not self.exact and steps < self.planned:
+        if steps < self.planned:
             self.planned = steps
             self._wake(self.time_s + self._elapsed(steps))
 

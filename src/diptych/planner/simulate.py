@@ -173,15 +173,13 @@ class _Simulation:
         converted = now + size / handoff.convert_bytes_s
         if request not in self.emitted:
             self.out.converted[request] = converted
-        self._schedule(converted, self._send, (request, attempt, source, target, tokens, rest))
+        self._schedule(converted + handoff.base_s, self._send, (request, attempt, source, target, tokens, rest))
 
     def _send(self, now: float, job: tuple[int, int, PrefillWorker, DecodeWorker, int, float]) -> None:
         request, attempt, source, target, tokens, rest = job
         if attempt == self.attempt[request]:
             arrived = (request, attempt, source, target, tokens)
-            self.links.start(
-                now + self.plan.handoff.base_s, source.nic, target.nic, rest, lambda at: self._landed(at, arrived)
-            )
+            self.links.start(now, source.nic, target.nic, rest, lambda at: self._landed(at, arrived))
 
     def _landed(self, now: float, job: tuple[int, int, PrefillWorker, DecodeWorker, int]) -> None:
         request, attempt, source, target, tokens = job
