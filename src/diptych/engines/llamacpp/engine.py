@@ -121,23 +121,26 @@ class LlamaCppDecode:
 
         Nothing but ``landed`` is re-used.
         """
-        ask = Sampling(max_tokens=1, temperature=0, logprobs=self._model.vocabulary, ignore_eos=True)
         async with self._slot(prompt, landed) as held:
-            body = wire.completion(prompt, ask, held.slot.index, reuse=landed is not None, stream=False)
-            answer = wire.event.decode(await self._server.client.call("POST", "/completion", body))
+            answer = await self._asked(prompt, held.slot.index, reuse=landed is not None)
             if landed is not None:
                 confirm(answer.cached, prompt)
         return self._distribution(answer)
 
     async def own_reading(self, prompt: Sequence[int]) -> Reading:
         """What this engine makes of ``prompt`` by its own prefill, re-using nothing."""
-        ask = Sampling(max_tokens=1, temperature=0, logprobs=self._model.vocabulary, ignore_eos=True)
         async with self._slot(prompt, None) as held:
-            body = wire.completion(prompt, ask, held.slot.index, reuse=False, stream=False)
-            answer = wire.event.decode(await self._server.client.call("POST", "/completion", body))
+            answer = await self._asked(prompt, held.slot.index, reuse=False)
             data = await saved(self._server.client, held.slot.index, Path(self._settings.slot_dir))
         prefill_ms = answer.timings.prompt_ms if answer.timings else 0.0
         return Reading(*_rows(data, prompt), self._distribution(answer), prefill_ms)
+
+    async def _asked(self, prompt: Sequence[int], slot: int, *, reuse: bool) -> wire.Event:
+        """The server's answer with the next token's whole distribution."""
+        client = self._server.client
+        plain = wire.tokenize_reply.decode(await client.call("POST", "/tokenize", {"content": "a"})).tokens[-1]
+        body = wire.distribution(prompt, self._model.vocabulary, slot, reuse=reuse, emit=plain)
+        return wire.event.decode(await client.call("POST", "/completion", body))
 
     def _distribution(self, answer: wire.Event) -> npt.NDArray[np.float32]:
         found = np.full(self._model.vocabulary, -np.inf, np.float32)

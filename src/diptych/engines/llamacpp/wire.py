@@ -12,6 +12,8 @@ from diptych.types import FinishReason, Sampling, TokenLogprob
 
 FINAL_FIELDS = ("stop", "stop_type", "tokens_predicted", "timings")
 RANDOM_SEED = 0xFFFFFFFF
+FORCED = 1e6
+"""Added to a logit, it decides."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -92,12 +94,19 @@ class SlotReply(msgspec.Struct, frozen=True):
     n_erased: int = 0
 
 
+class TokenizeReply(msgspec.Struct, frozen=True):
+    """The answer to tokenizing a text."""
+
+    tokens: tuple[int, ...]
+
+
 class ErrorReply(msgspec.Struct, frozen=True):
     error: Refusal
 
 
 event = msgspec.json.Decoder(Event)
 slot_reply = msgspec.json.Decoder(SlotReply)
+tokenize_reply = msgspec.json.Decoder(TokenizeReply)
 error_reply = msgspec.json.Decoder(ErrorReply)
 
 
@@ -124,6 +133,16 @@ def completion(
     if sampling.logprobs is not None:
         body["n_probs"] = max(1, sampling.logprobs)
     return body
+
+
+def distribution(prompt: Sequence[int], vocabulary: int, slot: int, *, reuse: bool, emit: int) -> dict[str, Any]:
+    """The body of a call for the next token's distribution over the whole vocabulary, that of before any sampler.
+
+    Every answer is made to be ``emit``, a token of plain text: the server gives no probabilities for one that is a
+    part of a character only.
+    """
+    ask = Sampling(max_tokens=1, temperature=0, logprobs=vocabulary, ignore_eos=True)
+    return completion(prompt, ask, slot, reuse=reuse, stream=False) | {"logit_bias": [[emit, FORCED]]}
 
 
 def _choosing(sampling: Sampling) -> dict[str, Any]:
