@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from diptych.config import Deadlines, DecodeSettings, PrefillSettings
+from diptych.engines.protocol import Description
 from diptych.errors import ConfigError, DiptychError
 from diptych.fleet.lifeline import stop_on_signals, tie_to_parent
 from diptych.models.resolve import ModelBundle
@@ -51,9 +52,24 @@ async def _decode(spec: WorkerSpec, settings: DecodeSettings) -> None:
     stop = stop_on_signals()
     directory = Path(spec.directory)
     engine = await start(spec.model, settings, directory)
+    try:
+        _check_landing(engine.describe(), settings)
+    except ConfigError:
+        await engine.close()
+        raise
     deadlines = state.Deadlines(offered_s=spec.deadlines.prefill_s, streaming_s=spec.deadlines.prefill_s)
     landing = Landing(directory, settings.landing_mb << 20, receiver=settings.id, deadlines=deadlines)
     await DecodeWorker(engine, landing, settings, spec.deadlines, spec.secret).serve(spec.address, stop)
+
+
+def _check_landing(about: Description, settings: DecodeSettings) -> None:
+    """That the landing area has room for the longest request, which could never be handed over otherwise."""
+    needed = about.form.region_bytes(settings.ctx_per_request - 1)
+    if needed > settings.landing_mb << 20:
+        raise ConfigError(
+            f"{settings.id}: landing_mb = {settings.landing_mb} is too small for one request of "
+            f"{settings.ctx_per_request} tokens of this model; {-(-needed // (1 << 20))} or more is needed"
+        )
 
 
 def main() -> None:
