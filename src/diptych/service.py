@@ -70,9 +70,10 @@ class Service:
                     async for chunk in attempt:
                         yield chunk
                     return
-                except WorkerLost:
+                except WorkerLost as exc:
                     if timeline.first_at is not None:
-                        raise
+                        lost = f"{placement.chosen.decode} was lost while it answered; send the request again"
+                        raise WorkerLost(lost) from exc
                     failed.add(placement.chosen.decode)
                 finally:
                     await attempt.aclose()

@@ -13,6 +13,7 @@ from diptych.config import Deadlines, DecodeSettings, PrefillSettings
 from diptych.engines.protocol import Description
 from diptych.errors import ConfigError, DiptychError
 from diptych.fleet.lifeline import stop_on_signals, tie_to_parent
+from diptych.fleet.rundir import leave
 from diptych.models.resolve import ModelBundle
 
 
@@ -74,7 +75,8 @@ def _check_landing(about: Description, settings: DecodeSettings) -> None:
 
 def main() -> None:
     """Runs until the parent ends or SIGTERM. Exit code 2: the settings cannot be used."""
-    tie_to_parent(int(sys.argv[1]))
+    parent = int(sys.argv[1])
+    tie_to_parent(parent)
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
     try:
@@ -88,6 +90,8 @@ def main() -> None:
     except DiptychError as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
+    finally:
+        leave(Path(spec.directory), parent)
 
 
 if __name__ == "__main__":
