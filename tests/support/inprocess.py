@@ -44,9 +44,7 @@ async def generate(
     service: Service, prompt: Sequence[int], output_tokens: int, way: Way | None, *, gaps: bool = False
 ) -> Output:
     """One greedy request to its end; with ``gaps``, the lead of each token over the second best."""
-    sampling = Sampling(
-        max_tokens=output_tokens, temperature=0.0, ignore_eos=True, logprobs=2 if gaps else None
-    )
+    sampling = Sampling(max_tokens=output_tokens, temperature=0.0, ignore_eos=True, logprobs=2 if gaps else None)
     request = Request(id=uuid.uuid4().hex, model="", prompt=tuple(prompt), sampling=sampling)
     tokens: list[int] = []
     leads: list[float] = []
