@@ -9,6 +9,7 @@ D lost before the first token -> placed again, without D;  after it -> WorkerLos
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -26,6 +27,8 @@ from diptych.recording import Records, Timeline
 from diptych.routing.placement import Placement
 from diptych.routing.router import Router, Way
 from diptych.types import Request, RequestRecord, TokenChunk
+
+log = logging.getLogger("diptych.service")
 
 STEPS_PER_OBSERVATION = 8
 
@@ -74,6 +77,7 @@ class Service:
                     if timeline.first_at is not None:
                         lost = f"{placement.chosen.decode} was lost while it answered; send the request again"
                         raise WorkerLost(lost) from exc
+                    log.warning("request %s goes elsewhere: %s", request.id, exc)
                     failed.add(placement.chosen.decode)
                 finally:
                     await attempt.aclose()

@@ -13,7 +13,7 @@ from diptych.fleet import canary_prompts
 from diptych.models.weights import DEFAULT_MODEL
 from diptych.service import Service
 from support.inprocess import ALONE, PAIR, Output, generate, running_service, settings_for
-from support.likeness import Reference, same
+from support.likeness import same
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -67,9 +67,7 @@ async def together(service: Service, rounds: int, output_tokens: int, longest: i
     form = service.peers["decode-0"].welcome.description.form
     landing_mb = service.settings.decode[0].landing_mb
     assert sum(form.region_bytes(len(prompt) - 1) for prompt in asked) > 2 * (landing_mb << 20)
-    references: list[Reference] = []
-    for prompt in asked:
-        references.append((await generate(service, prompt, output_tokens, ALONE, gaps=True)).reference)
+    references = [(await generate(service, prompt, output_tokens, ALONE, gaps=True)).reference for prompt in asked]
     equal = 0
     for _ in range(rounds):
         outputs = await asyncio.gather(*(generate(service, prompt, output_tokens, PAIR) for prompt in asked))

@@ -137,7 +137,7 @@ def running(pid: int) -> bool:
 
 
 def open_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def proven(record: Mapping[str, Any]) -> bool:

@@ -6,14 +6,14 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import msgspec
 
 from support.likeness import Reference
 
-WORDS = "river stone lamp green quick seven paper cloud train apple north glass".split()
+WORDS = ["river", "stone", "lamp", "green", "quick", "seven", "paper", "cloud", "train", "apple", "north", "glass"]
 
 
 def question(number: int, words: int) -> str:
@@ -119,7 +119,7 @@ class Load:
             if asked.error or asked.broken:
                 time.sleep(0.1)
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

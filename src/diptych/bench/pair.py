@@ -13,6 +13,7 @@ from diptych.bench.rig import Rig, measure, rig, summary
 from diptych.config import FleetSettings
 from diptych.engines.torch import TorchConfig, TorchPrefill
 from diptych.engines.torch_generate import StockModel
+from diptych.serving import find_model
 from diptych.types import RequestRecord
 
 ALONE_BATCHES = (512, 2048)
@@ -28,9 +29,9 @@ class Timing(msgspec.Struct, frozen=True):
 
 async def run(settings: FleetSettings, prompt_tokens: int, output_tokens: int, runs: int) -> dict[str, Any]:
     """The result as JSON types; medians over ``runs``, each run with its own prompt."""
+    config = TorchConfig(device=settings.prefill[0].device, threads=settings.prefill[0].threads)
+    stock = StockModel(TorchPrefill(find_model(settings), config))
     async with rig(settings, ALONE_BATCHES) as fleet:
-        config = TorchConfig(device=settings.prefill[0].device, threads=settings.prefill[0].threads)
-        stock = StockModel(TorchPrefill(fleet.bundle, config))
         await _warm(fleet, stock)
         fleet.progress.phase("measuring", runs)
         rounds = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def main() -> None:
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
     try:
         if spec.prefill is not None:
+            os.nice(spec.prefill.nice)
             asyncio.run(_prefill(spec, spec.prefill))
         elif spec.decode is not None:
             asyncio.run(_decode(spec, spec.decode))
