@@ -76,7 +76,8 @@ class Service:
                     return
                 except WorkerLost as exc:
                     if timeline.first_at is not None:
-                        raise
+                        lost = f"{placement.chosen.decode} was lost while it answered; send the request again"
+                        raise WorkerLost(lost) from exc
                     log.warning("request %s goes elsewhere: %s", request.id, exc)
                     failed.add(placement.chosen.decode)
                 finally:

@@ -130,7 +130,8 @@ class _Opening:
             prompts = canary_prompts.full_set(self._chat, self._context(prefill, decode))
             self._progress.phase(f"qualifying {prefill.worker} -> {decode.worker} (once)", len(prompts))
             verdict = await qualify(prefill, decode, prompts, self._settings.deadlines, self._progress.advance)
-            self._cache.put(self._met[prefill.worker], self._met[decode.worker], verdict)
+            if verdict.canaries:  # one that could not be run may have failed for a reason that passes
+                self._cache.put(self._met[prefill.worker], self._met[decode.worker], verdict)
         return verdict
 
     def _context(self, prefill: Peer, decode: Peer) -> int:

@@ -181,7 +181,7 @@ def _load_model(file: Traversable) -> Model:
     known_by = {key: shape.pop(key, None) for key in ("source", "date", "kind")}
     for key, value in known_by.items():
         if not value:
-            raise ConfigError(f"{_at(file, text, 'geometry')}: [geometry] needs {key} = \"...\" for its numbers")
+            raise ConfigError(f'{_at(file, text, "geometry")}: [geometry] needs {key} = "..." for its numbers')
     loaded = _convert(file, text, {**data, **known_by}, Model)
     _check_all(file, text, {"card": data.get("card", {})})
     return loaded
@@ -205,7 +205,7 @@ def _convert(file: Traversable, text: str, data: dict[str, Any], kind: type[T]) 
         key = re.sub(r"\[.*?\]", "", where[1]).split(".")[-1] if where else ""
         hint = ""
         if "Expected `object`, got" in str(error):
-            hint = "; a number is written { value = 1, unit = \"...\", kind = \"...\", source = \"...\", date = \"...\" }"
+            hint = '; a number is written { value = 1, unit = "...", kind = "...", source = "...", date = "..." }'
         raise ConfigError(f"{_at(file, text, key)}: {error}{hint}") from None
 
 

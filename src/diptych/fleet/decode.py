@@ -105,7 +105,9 @@ class DecodeWorker:
         """Whatever goes wrong in one request is answered to its client and ends nothing else."""
         try:
             await work
-        except DiptychError as exc:
+        except Exception as exc:
+            if not isinstance(exc, DiptychError):
+                log.exception("request %s failed", key[1])
             self._release(key)
             self._endpoint.send(key[0], m.Failed.of(key[1], exc))
 

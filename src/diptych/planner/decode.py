@@ -277,5 +277,3 @@ class DecodeWorker:
     def _wake(self, at_s: float) -> None:
         self.version += 1
         self.host.wake(at_s, self, self.version)
-
-

@@ -86,7 +86,9 @@ def _per_dollar(base: Evaluation, assume: Assumptions, trace: Trace, objectives:
 def _repriced(evaluation: Evaluation, name: str, factor: float) -> float:
     """Goodput per dollar when one machine's price is ``factor`` times what the catalogue says."""
     price = 0.0
-    for (known_as, quantity), side in zip(quantities(evaluation.candidate)[::3], evaluation.candidate.sides, strict=True):
+    for (known_as, quantity), side in zip(
+        quantities(evaluation.candidate)[::3], evaluation.candidate.sides, strict=True
+    ):
         price += quantity.si * side.machines * (factor if known_as == name else 1.0)
     return evaluation.max_goodput_rps / price
 
@@ -129,7 +131,9 @@ def words(plan: Plan) -> list[str]:
     for ranking in ("watt", "rack"):
         best = plan.best(ranking)  # type: ignore[arg-type]  # from the same literals
         if best is not None and best is not winner:
-            lines.append(f"Per {ranking} the best is {best.candidate.describe()} ({best.max_goodput_rps:.2f} requests/s).")
+            lines.append(
+                f"Per {ranking} the best is {best.candidate.describe()} ({best.max_goodput_rps:.2f} requests/s)."
+            )
     return lines
 
 

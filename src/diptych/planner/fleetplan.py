@@ -81,7 +81,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mode(self) -> str:
-        """"aggregated", "disaggregated" or "mixed"."""
+        """ "aggregated", "disaggregated" or "mixed"."""
         if not self.prefill:
             return "aggregated"
         return "mixed" if any(pool.prefills for pool in self.decode) else "disaggregated"

@@ -31,7 +31,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     def per(self, what: str) -> float | None:
         """Goodput per dollar an hour, watt or rack unit; None where that is unknown."""
-        amount: float | None = getattr(self, {"dollar": "price_per_hour", "watt": "power_w", "rack": "rack_units"}[what])
+        amount: float | None = getattr(
+            self, {"dollar": "price_per_hour", "watt": "power_w", "rack": "rack_units"}[what]
+        )
         return self.max_goodput_rps / amount if amount else None
 
     @property

@@ -108,7 +108,11 @@ def rank(model: str, trace: Trace, objectives: Objectives, budget: float, found:
 
 
 def promising(
-    candidates: Sequence[Candidate], trace: Trace, objectives: Objectives, most: int, price: Callable[[Candidate], float]
+    candidates: Sequence[Candidate],
+    trace: Trace,
+    objectives: Objectives,
+    most: int,
+    price: Callable[[Candidate], float],
 ) -> list[Candidate]:
     """The ``most`` candidates of each kind (mode and chips) by fluid rate per dollar; what a fluid cannot do at half
     the price, queues will not do either. Kinds are kept apart, so that each is represented."""

@@ -227,7 +227,9 @@ def _drawn(kind: str, options: str) -> Trace:
         prompt = np.full(requests, int(given.pop("input", 1024.0)))
         output = np.full(requests, int(given.pop("output", 128.0)))
     if given:
-        raise ConfigError(f"{kind}: unknown option {next(iter(given))!r}; known are rate, requests, seed, cv, input, output")
+        raise ConfigError(
+            f"{kind}: unknown option {next(iter(given))!r}; known are rate, requests, seed, cv, input, output"
+        )
     return Trace(kind, array("d", np.cumsum(gaps)), array("q", prompt.tolist()), array("q", output.tolist()))
 
 

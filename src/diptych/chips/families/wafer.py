@@ -27,7 +27,7 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
         prefill_token_s=2.0 * (g.active_params - g.hidden * g.vocab) * flop_s,
         prefill_pair_s=2.0 * g.pair_width * flop_s,
         decode_fixed_s=(floor_s + (wafers - 1) * chip.wafer.hop.si) / worker.acceptance,
-        decode_sequence_s=2.0 * g.active_params / (peak * decode["decode_share"]) ,
+        decode_sequence_s=2.0 * g.active_params / (peak * decode["decode_share"]),
         decode_token_s=g.layers * g.kv_elements * precision.kv_bytes / (bandwidth * decode["decode_share"]),
         kv_capacity_tokens=int(max(0.0, room) / a_token),
         cost_per_hour=price(worker),

@@ -103,6 +103,7 @@ def _format(model: str, record: dict[str, str]) -> gpu.Format | None:
 
 def _layout(record: dict[str, str], experts: bool) -> tuple[int, int]:
     """(GPUs, attention ranks that each hold whole heads), mended where the table names more GPUs than there were."""
+
     def at_least_one(key: str) -> int:
         return max(1, int(float(record[key] or 1)))
 
