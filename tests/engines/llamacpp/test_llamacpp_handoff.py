@@ -87,7 +87,7 @@ async def test_tokens_are_those_of_the_engines_own_prefill(engine: LlamaCppDecod
 async def test_a_byte_flipped_in_the_landing_area_is_never_decoded(engine: LlamaCppDecode, landing: Landing) -> None:
     alone = await answer(engine, PROMPT)
     ticket, seal = hand_over(engine, landing, await engine.export_rows(PROMPT))
-    landing.region(ticket)[ticket.kv_bytes // 3] ^= 1
+    landing._arena.data[ticket.offset + ticket.kv_bytes // 3] ^= 1
     with pytest.raises(CorruptKV):
         await answer(engine, PROMPT, Sealed(landing, ticket, seal))
     assert (await answer(engine, PROMPT)).tokens == alone.tokens
