@@ -52,7 +52,7 @@ def _environment(worker: PrefillSettings | DecodeSettings) -> dict[str, str]:
     """How the worker's compute threads wait, and what its allocator keeps.
 
     Two engines on the same cores starve one another when both spin for long, and lose their rhythm when neither does
-    (docs/performance.md has the table). A decode worker allocates its KV once; what it frees later (the probabilities of
+    (docs/performance.md has the table). A decode worker allocates its KV once; what it frees later (probabilities of
     a whole vocabulary, slot images) goes back to the system instead of staying resident.
     """
     threads = {"OMP_NUM_THREADS": str(worker.threads), "GOMP_SPINCOUNT": str(worker.spin)}
