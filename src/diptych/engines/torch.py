@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from diptych.engines.prefix_cache import PrefixCache
 from diptych.engines.protocol import Description, KVSink
 from diptych.engines.torch_model import Decoder, KVBuffers
+from diptych.engines.torch_ops import Ops, PortableOps
 from diptych.engines.torch_weights import load_weights
 from diptych.errors import ConfigError, ContextExceeded, InvalidRequest
 from diptych.handoff import forms
@@ -51,7 +52,7 @@ class TorchPrefill:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"PyTorch cannot use device {self.config.device!r}: {reason}") from error
         weights = load_weights(bundle, dtype, self.config.device)
-        self.decoder = Decoder(weights, bundle.geometry, dtype, self.config.device)
+        self.decoder = Decoder(weights, bundle.geometry, _ops(dtype, self.config.device))
         self.cache = PrefixCache(self.config.prefix_cache_mib * _MIB)
 
     def describe(self) -> Description:
@@ -119,6 +120,12 @@ class TorchPrefill:
         kind = _EXPORT[self.config.dtype]
         keys, values = (p[:, :, start:stop].cpu().view(kind).numpy() for p in (kv.keys, kv.values))
         return list(keys), list(values)
+
+
+def _ops(dtype: torch.dtype, device: str) -> Ops:
+    from diptych.engines import torch_ops_cpu  # noqa: PLC0415 (numba, where it is of use)
+
+    return torch_ops_cpu.CpuOps() if torch_ops_cpu.supported(dtype, device) else PortableOps()
 
 
 def chunk_bounds(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:

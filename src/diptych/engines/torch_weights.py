@@ -1,7 +1,7 @@
 """A decoder's weights as PyTorch tensors, read from a GGUF file or a Hugging Face folder.
 
-Quantised tensors are unpacked a layer at a time: the peak is the model plus a layer or two. Q and K end up in Hugging
-Face's half-rotated order whatever the file's own pairing is.
+Quantised tensors are unpacked a layer at a time: the peak is the model plus a layer or two. Q and K end up in
+Hugging Face's half-rotated order whatever the file's own pairing is.
 """
 
 from __future__ import annotations
