@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from diptych.engines.llamacpp.images import ImagePool, SlotImage
 from diptych.engines.llamacpp.slotfile import Grammar, SlotForm, parse
-from diptych.errors import CorruptKV
+from diptych.errors import ConfigError, CorruptKV
 
 FORM = SlotForm(
     version=4, grammar=Grammar(True, 2), extra=(0, 0), streams=4, types=(1, 1, 1, 1), row_bytes=(8, 8, 8, 8)
@@ -73,6 +75,21 @@ def test_a_short_file_is_found(image: SlotImage, cut: int) -> None:
     with pytest.raises(CorruptKV, match="bytes"):
         image.verify(TOKENS)
     image.close()
+
+
+def test_no_memory_is_one_error_and_leaves_nothing(slot_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocate, calls = os.posix_fallocate, []
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        calls.append(size)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ConfigError, match="no room for a slot image"):
+        ImagePool(slot_dir, FORM, 16, 2)
+    assert list(slot_dir.iterdir()) == []
 
 
 def test_other_tokens_are_found(image: SlotImage) -> None:

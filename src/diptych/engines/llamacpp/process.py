@@ -94,9 +94,7 @@ class ServerProcess:
         finally:
             transport.close()
         if not address:
-            raise ConfigError(
-                f"llama-server does not start: it ended with code {await self._process.wait()}{self.tail()}"
-            )
+            raise await self._did_not_start("llama-server")
         return address
 
     async def _answers(self, command: list[str]) -> str:
@@ -109,7 +107,11 @@ class ServerProcess:
                 await asyncio.sleep(HEALTH_POLL_S)
             else:
                 return address
-        raise ConfigError(f"{command[0]} does not start: it ended with code {self._process.returncode}{self.tail()}")
+        raise await self._did_not_start(command[0])
+
+    async def _did_not_start(self, what: str) -> ConfigError:
+        code = await self._process.wait()
+        return ConfigError(f"{what} does not start: it ended with code {code}{self.tail()}")
 
 
 async def _spawn(settings: Settings, api_key: str, log: Path, report_to: int) -> asyncio.subprocess.Process:
