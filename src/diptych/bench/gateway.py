@@ -109,10 +109,12 @@ async def _gateway(model: ModelBundle) -> AsyncGenerator[tuple[int, int, str], N
         engine = PacedSpec(
             address=address, worker=decode.id, context_tokens=tokens, form=_form(), tokens=_words(model)
         )  # fmt: skip
-        supervisor = Supervisor([
-            ProcessSpec(name="engine", module="diptych.bench.paced_engine", settings=msgspec.json.encode(engine)),
-            ProcessSpec(name="gateway", module="diptych.gateway.main", settings=msgspec.json.encode(spec)),
-        ])
+        supervisor = Supervisor(
+            [
+                ProcessSpec(name="engine", module="diptych.bench.paced_engine", settings=msgspec.json.encode(engine)),
+                ProcessSpec(name="gateway", module="diptych.gateway.main", settings=msgspec.json.encode(spec)),
+            ]
+        )
         keeping = asyncio.create_task(supervisor.run())
         try:
             await _listening(settings.gateway.port)

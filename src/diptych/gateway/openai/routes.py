@@ -13,6 +13,7 @@ from diptych.gateway.intake import parse, read_body
 from diptych.gateway.openai.answers import chat_answer, chat_events
 from diptych.gateway.openai.chat import chat_generations
 from diptych.gateway.openai.failures import error_event, error_response
+from diptych.gateway.openai.parameters import InvalidParameter
 from diptych.gateway.openai.shapes import decoder
 from diptych.gateway.ports import ServedModel
 from diptych.gateway.responses import EventStream, json_response
@@ -42,6 +43,8 @@ def class_of(tier: str | None) -> ServingClass:
 async def chat_completions(call: Call) -> Response:
     gateway = call.gateway
     body = parse(await read_body(call.http, gateway.limits), decoder)
+    if body.model is None:
+        raise InvalidParameter("model", "'model' is missing. Name a model; GET /v1/models lists them.")
     model = find_model(gateway.service.models(), body.model)
     asked = class_of(body.service_tier)
     generations = await chat_generations(gateway.service, body, model, call.id, "ChatCompletions", asked)

@@ -84,8 +84,8 @@ class ResponseFormat(_Shape, frozen=True):
 class ChatBody(_Shape, frozen=True):
     """``top_k``, ``min_p`` and ``ignore_eos`` are extensions that other open servers have too."""
 
-    model: str
-    messages: list[ChatMessage]
+    messages: list[ChatMessage] = []
+    model: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
