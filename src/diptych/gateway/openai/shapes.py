@@ -124,4 +124,31 @@ class ChatBody(_Shape, frozen=True):
     web_search_options: dict[str, Any] | None = None
 
 
+class CompletionBody(_Shape, frozen=True):
+    """``/v1/completions``. ``prompt`` is a text or token ids, or a list of either."""
+
+    model: str | None = None
+    prompt: str | list[str | int | list[int]] = []
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    ignore_eos: bool = False
+
+
+completion_decoder = msgspec.json.Decoder(CompletionBody)
 decoder = msgspec.json.Decoder(ChatBody)
