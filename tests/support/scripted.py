@@ -134,7 +134,7 @@ def _logprobs(request: Request, tokens: tuple[int, ...]) -> tuple[TokenLogprob, 
 def _steps(request: Request, chat: ChatML) -> Any:
     prompt = chat.text(request.prompt)
     said = _LAST_USER.findall(prompt)
-    script = said[-1] if said else prompt.removesuffix(END)
+    script = said[-1].rpartition("</tool_response>\n")[2] if said else prompt.removesuffix(END)
     if script.split(" ", 1)[0].strip() not in _COMMANDS:
         script = "say Hello from the other side."
     for line in script.split("\n"):

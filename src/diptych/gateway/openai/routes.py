@@ -10,12 +10,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from diptych.gateway.catalog import find_model
+from diptych.gateway.generation import Generation
 from diptych.gateway.intake import parse, read_body
 from diptych.gateway.openai.answers import chat_answer, chat_events
-from diptych.gateway.openai.chat import chat_generations
+from diptych.gateway.openai.chat import chat_generations, chat_request
 from diptych.gateway.openai.completions import completion_answer, completion_events, completion_generations
 from diptych.gateway.openai.failures import error_event, error_response
 from diptych.gateway.openai.parameters import InvalidParameter
+from diptych.gateway.openai.responses import as_chat, final_status, items_of, response_object
+from diptych.gateway.openai.responses_shapes import decoder as responses_decoder
+from diptych.gateway.openai.responses_stream import response_events
 from diptych.gateway.openai.shapes import completion_decoder, decoder
 from diptych.gateway.ports import ServedModel
 from diptych.gateway.responses import EventStream, json_response
@@ -32,6 +36,7 @@ def openai_routes(gateway: Gateway) -> list[Route]:
         for method, path, handler in (
             ("POST", "/chat/completions", chat_completions),
             ("POST", "/completions", completions),
+            ("POST", "/responses", responses),
             ("GET", "/models", list_models),
             ("GET", "/models/{model_id:path}", get_model),
         )
@@ -79,6 +84,19 @@ async def completions(call: Call) -> Response:
         return _streamed(call, completion_events(generations, call.created, body))
     answer = completion_answer(generations, call.created, body)
     return json_response(await gateway.in_flight.run(call.http.receive, answer), call.id)
+
+
+async def responses(call: Call) -> Response:
+    gateway = call.gateway
+    body = parse(await read_body(call.http, gateway.limits), responses_decoder)
+    model, asked = named_model(call, body.model), class_of(body.service_tier)
+    request, reader = await chat_request(as_chat(body), model, call.id, "Responses", asked)
+    generation = Generation(gateway.service, model, request, reader())
+    if body.stream:
+        return _streamed(call, response_events(generation, call.created, body))
+    parts, _ = await gateway.in_flight.run(call.http.receive, generation.whole())
+    answer = response_object(generation, call.created, body, items_of(parts), final_status(generation))
+    return json_response(answer, call.id)
 
 
 def _model(model: ServedModel, name: str) -> dict[str, Any]:
