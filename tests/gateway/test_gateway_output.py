@@ -54,8 +54,8 @@ TURNS = {
         [["text", "Let me see."], ["call", "f", "{}"], "end"],
     ),
     "two calls": (
-        '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>\n'
-        '<tool_call>{"name": "g", "arguments": {}}</tool_call>',
+        """<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>
+        <tool_call>{"name": "g", "arguments": {}}</tool_call>""",
         [["call", "f", '{"x": 1}'], "end", ["call", "g", "{}"], "end"],
     ),
     "another order": (

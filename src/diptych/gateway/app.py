@@ -11,6 +11,7 @@ from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
 from diptych.gateway.bedrock import failures as bedrock_failures
+from diptych.gateway.bedrock.control_routes import control_routes
 from diptych.gateway.bedrock.routes import bedrock_routes
 from diptych.gateway.intake import Limits
 from diptych.gateway.openai import failures as openai_failures
@@ -20,12 +21,12 @@ from diptych.gateway.ports import Service
 from diptych.gateway.refusals import NotFound
 from diptych.gateway.routes import Gateway, new_id
 
-_BEDROCK_PATHS = ("/model/",)
+_BEDROCK_PATHS = ("/model/", "/foundation-model", "/inference-profiles", "/guardrail", "/async-invoke")
 
 
-def build_app(service: Service, limits: Limits | None = None) -> GatewayApp:
-    """The app. ``limits`` bound what a request's body may cost."""
-    return GatewayApp(Gateway(service, limits or Limits()))
+def build_app(service: Service, limits: Limits | None = None, region: str = "us-east-1") -> GatewayApp:
+    """The app. ``limits`` bound what a request's body may cost; ``region`` is the label in ARNs."""
+    return GatewayApp(Gateway(service, limits or Limits(), region))
 
 
 class GatewayApp:
@@ -33,7 +34,9 @@ class GatewayApp:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        routes = [*bedrock_routes(gateway), *openai_routes(gateway), *operation_routes(gateway)]
+        routes = [
+            *bedrock_routes(gateway), *openai_routes(gateway), *control_routes(gateway), *operation_routes(gateway)
+        ]  # fmt: skip
         self._router = Router(routes, redirect_slashes=False, default=_unrouted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

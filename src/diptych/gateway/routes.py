@@ -29,11 +29,12 @@ def new_id() -> str:
 
 
 class Gateway:
-    """What every handler needs: the service, the limits, and the requests in flight."""
+    """What every handler needs: the service, the limits, the region's label and the requests in flight."""
 
-    def __init__(self, service: Service, limits: Limits) -> None:
+    def __init__(self, service: Service, limits: Limits, region: str) -> None:
         self.service = service
         self.limits = limits
+        self.region = region
         self.in_flight = InFlight()
 
 

@@ -181,4 +181,27 @@ class ConverseBody(_Shape, frozen=True):
     output_config: OutputConfig | None = None
 
 
+class CountedConversation(_Shape, frozen=True):
+    messages: list[Message] = []
+    system: list[SystemBlock] = []
+    tool_config: ToolConfig | None = None
+    additional_model_request_fields: dict[str, Any] = {}
+
+
+class CountedBody(_Shape, frozen=True):
+    body: str
+
+
+class CountTokensInput(_Shape, frozen=True):
+    """A union: exactly one member is set."""
+
+    converse: CountedConversation | None = None
+    invoke_model: CountedBody | None = None
+
+
+class CountTokensBody(_Shape, frozen=True):
+    input: CountTokensInput
+
+
+count_tokens_decoder = msgspec.json.Decoder(CountTokensBody)
 decoder = msgspec.json.Decoder(ConverseBody)

@@ -28,6 +28,14 @@ async def chat_generations(
     service: Service, body: ChatBody, model: ServedModel, request_id: str, operation: str, asked: ServingClass
 ) -> list[Generation]:
     """A generation for each of the ``n`` choices. Raises InvalidRequest or ContextExceeded."""
+    request, reader = await chat_request(body, model, request_id, operation, asked)
+    return choices(service, model, request, body.n or 1, reader)
+
+
+async def chat_request(
+    body: ChatBody, model: ServedModel, request_id: str, operation: str, asked: ServingClass
+) -> tuple[Request, Callable[[], OutputReader | None]]:
+    """The request that ``body`` describes, and what makes a reader of its output. Raises as the above."""
     _check(body)
     toolbox = toolbox_of(body)
     messages, tools = with_tools(model.chat, template_messages(body.messages), toolbox)
@@ -37,7 +45,7 @@ async def chat_generations(
     request = Request(
         id=request_id, model=model.id, prompt=prompt, sampling=sampling, latency=asked.wanted, operation=operation
     )  # fmt: skip
-    return choices(service, model, request, body.n or 1, lambda: reader_for(model.chat, prompt, toolbox, CALL_PREFIX))
+    return request, lambda: reader_for(model.chat, prompt, toolbox, CALL_PREFIX)
 
 
 def choices(

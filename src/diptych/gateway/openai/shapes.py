@@ -84,8 +84,8 @@ class ResponseFormat(_Shape, frozen=True):
 class ChatBody(_Shape, frozen=True):
     """``top_k``, ``min_p`` and ``ignore_eos`` are extensions that other open servers have too."""
 
-    model: str
-    messages: list[ChatMessage]
+    messages: list[ChatMessage] = []
+    model: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
@@ -124,4 +124,31 @@ class ChatBody(_Shape, frozen=True):
     web_search_options: dict[str, Any] | None = None
 
 
+class CompletionBody(_Shape, frozen=True):
+    """``/v1/completions``. ``prompt`` is a text or token ids, or a list of either."""
+
+    model: str | None = None
+    prompt: str | list[str | int | list[int]] = []
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    ignore_eos: bool = False
+
+
+completion_decoder = msgspec.json.Decoder(CompletionBody)
 decoder = msgspec.json.Decoder(ChatBody)
