@@ -21,7 +21,7 @@ from diptych.handoff.contract import KVForm
 from diptych.handoff.landing import Landing
 from diptych.handoff.seal import Seal
 from diptych.handoff.ticket import Ticket, sign
-from diptych.handoff.transports import Door, Sender, choose, fault, load, open_door, tcp, wire
+from diptych.handoff.transports import Door, Sender, choose, fault, link, load, open_door, tcp, wire
 
 from .conftest import buffers, chunks, kv
 
@@ -355,7 +355,7 @@ def test_a_cut_connection_is_resumed(
     landing: Landing, source: KVForm, target: KVForm, monkeypatch: pytest.MonkeyPatch, encrypted: bool
 ) -> None:
     monkeypatch.setattr(tcp, "FRAME_BYTES", 4096)
-    monkeypatch.setattr(tcp, "RESEND_S", 0.2)
+    monkeypatch.setattr(link, "RESEND_S", 0.2)
     door = open_door("tcp", landing, KEY, encrypted=encrypted)
     endpoint, _, public = door.via[1].partition(" ")
     proxy = Proxy(int(endpoint.rpartition(":")[2]))
@@ -374,7 +374,7 @@ def test_a_cut_connection_is_resumed(
     landing.admit(ticket.handoff_id, writer.seal(), private)
     check(private, source, tokens, 8)
     assert landing.counts == {"offered": 1, "admitted": 1}
-    assert proxy.connections > tcp.CONNECTIONS, "it was never cut"
+    assert proxy.connections > link.CONNECTIONS, "it was never cut"
     sender.close()
     proxy.close()
     door.close()
@@ -384,7 +384,7 @@ def test_a_receiver_that_is_gone_is_told_in_time(
     landing: Landing, source: KVForm, target: KVForm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """aibrix#2289, llm-d#2433: the other side hung instead of failing."""
-    monkeypatch.setattr(tcp, "LOST_S", 0.5)
+    monkeypatch.setattr(link, "LOST_S", 0.5)
     door, sender = open_door("tcp", landing, KEY), load("tcp", KEY)
     ticket, unmet = (landing.offer("r", target, 9, 30.0, door.via) for _ in range(2))
     writer = sender.open_writer(ticket, source)
@@ -400,7 +400,7 @@ def test_a_restarted_receiver_refuses_the_old_and_serves_the_new(
     directory: Path, source: KVForm, target: KVForm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vllm#58063, smg#2382: after one side's restart the pair stayed wedged until the other restarted too."""
-    monkeypatch.setattr(tcp, "LOST_S", 1.0)
+    monkeypatch.setattr(link, "LOST_S", 1.0)
     sender = load("tcp", KEY)
     old = Landing(directory, 1 << 20, receiver="d")
     door = open_door("tcp", old, KEY, encrypted=False)

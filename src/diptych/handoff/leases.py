@@ -48,8 +48,7 @@ class Leases(Generic[T]):
         return self._bytes
 
     def grant(self, lease: Lease[T], now: float) -> list[tuple[Lease[T], str]]:
-        """Adds a lease; returns those that had to go for it, the oldest first (itself, if it is too large).
-        """
+        """Adds a lease; returns those that had to go for it, oldest first (itself, if too large)."""
         ended = [(old, "superseded") for old in self._take(lease.id)]
         self._leases[lease.id] = lease
         self._bytes += lease.kv_bytes

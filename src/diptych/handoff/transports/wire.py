@@ -4,6 +4,7 @@
     Hello(ticket, nonce)   ---------------------->  is the ticket ours, in force, and not another writer's?
                            <----------------------  Welcome(session)  |  NotWelcome(why)
     Data(session, seq, ..) + bytes  ------------->  into the region; one frame holds several images' chunks
+    or Placed(session, seq, ..)     ------------->  the bytes are there already, by remote write
                            <----------------------  Ack(session, seq)  |  Over(why)
     GiveUp(session)        ---------------------->  the handoff failed
 
@@ -60,6 +61,14 @@ class Data(msgspec.Struct, frozen=True, array_like=True, tag="data"):
     entries: tuple[Entry, ...]
 
 
+class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
+    """Like Data, from a writer that has put the bytes into the region itself (remote memory writes)."""
+
+    session: int
+    seq: int
+    entries: tuple[Entry, ...]
+
+
 class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
     session: int
     seq: int
@@ -69,7 +78,7 @@ class GiveUp(msgspec.Struct, frozen=True, array_like=True, tag="give_up"):
     session: int
 
 
-ToReceiver = Hello | Data | GiveUp
+ToReceiver = Hello | Data | Placed | GiveUp
 ToWriter = Welcome | NotWelcome | Over | Ack
 
 encode = msgspec.msgpack.Encoder().encode
