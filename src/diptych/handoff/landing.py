@@ -89,6 +89,11 @@ class Landing:
         return str(self._arena.path)
 
     @property
+    def memory(self) -> Bytes:
+        """All regions, for transports that write here from afar; a ticket's region is at its ``offset``."""
+        return self._arena.data
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of regions in use now."""
         with self._lock:

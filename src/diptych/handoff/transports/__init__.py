@@ -14,7 +14,7 @@ from diptych.handoff.plan import plan
 from diptych.handoff.ticket import Ticket
 from diptych.handoff.writer import Channel, Writer
 
-KNOWN = ("shm", "tcp")
+KNOWN = ("shm", "nixl", "mooncake", "tcp")
 """By name; ``fault`` wraps one of them and is made by hand."""
 
 
@@ -54,12 +54,12 @@ class Door(Protocol):
     def close(self) -> None: ...
 
 
-def load(name: str, key: bytes = b"") -> Sender:
-    """The producer's end of the transport of that name; ``key`` signs tickets.
+def load(name: str, key: bytes = b"", **options: Any) -> Sender:
+    """The producer's end of the transport of that name; ``key`` signs tickets, ``options`` are its own.
 
     Raises ConfigError, which lists the known ones, or says which extra is not installed.
     """
-    return Sender(_module(name).Transport(key))
+    return Sender(_module(name).Transport(key, **options))
 
 
 def open_door(name: str, landing: Landing, key: bytes = b"", **options: Any) -> Door:
