@@ -341,7 +341,7 @@ def test_a_receiver_that_restarted_is_noticed(
     ticket = new.offer("r", target, 8, 30.0)
     new.admit(ticket.handoff_id, hand_over(shm, ticket, source), buffers(target, 8))
     new.close()
-    assert list(shm._transport._arenas) == [ticket.address]
+    assert list(shm.transport._arenas) == [ticket.address]
 
 
 def test_a_ticket_that_lies_about_its_place(

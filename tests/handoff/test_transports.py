@@ -53,7 +53,7 @@ class Pair:
             landing.close()
             pytest.skip(str(error))
         if faults is not None:
-            self.sender = Sender(fault.Transport(self.sender._transport, faults, seed=1))
+            self.sender = Sender(fault.Transport(self.sender.transport, faults, seed=1))
 
     def offer(self, form: KVForm, tokens: int) -> Ticket:
         return self.landing.offer("r", form, tokens, 30.0, self.door.via)
@@ -255,9 +255,7 @@ def test_altered_bytes_never_pass(
     inner: str, kind: str, landing: Landing, source: KVForm, target: KVForm
 ) -> None:
     door = open_door(inner, landing, KEY)
-    broken = fault.Transport(
-        load(inner, KEY)._transport, fault.Faults(**{kind: 0.02}), seed=hash(kind) % 1000
-    )
+    broken = fault.Transport(load(inner, KEY).transport, fault.Faults(**{kind: 0.02}), seed=hash(kind) % 1000)
     sender, rng = Sender(broken), np.random.default_rng(5)
     for turn in range(60):
         tokens = int(rng.integers(1, 60))
@@ -282,7 +280,7 @@ def test_altered_bytes_never_pass(
 
 
 def test_cut_and_stall_fail_in_time_at_both_ends(landing: Landing, source: KVForm, target: KVForm) -> None:
-    broken = fault.Transport(load("shm", KEY)._transport, fault.Faults(cut=0.1), seed=2)
+    broken = fault.Transport(load("shm", KEY).transport, fault.Faults(cut=0.1), seed=2)
     sender = Sender(broken)
     ended = 0
     for turn in range(20):

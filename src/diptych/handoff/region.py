@@ -38,16 +38,14 @@ class Region:
         return place[:, first : first + image.units(tokens)]
 
     def runs(self, index: int, token_start: int, tokens: int) -> list[tuple[int, int, int]]:
-        """(offset in the region, offset in the image's dense bytes, bytes) of each unbroken run of a chunk."""
+        """(offset in the region, offset in the image's dense bytes, bytes) of each unbroken run."""
         image = self.images[index]
         whole, part = image.size(self._tokens) // image.outer, image.size(tokens) // image.outer
         first = self._starts[index] + token_start // image.unit_tokens * image.unit_bytes
         return [(first + row * whole, row * part, part) for row in range(image.outer)]
 
     def put(self, index: int, token_start: int, tokens: int, staged: Bytes) -> None:
-        """Copies an image's dense bytes of these tokens into place: past the caches where they are one
-        aligned run.
-        """
+        """Copies an image's dense bytes of these tokens into place; past the caches if in one run."""
         image = self.images[index]
         start = self._starts[index] + token_start // image.unit_tokens * image.unit_bytes
         if image.outer == 1 and self._aligned and start % _LINE == 0 and staged.nbytes % _LINE == 0:

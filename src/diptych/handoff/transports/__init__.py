@@ -31,17 +31,17 @@ class Sender:
     """What a prefill worker holds: writers over one transport."""
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+        self.transport = transport
 
     def open_writer(self, ticket: Ticket, source: KVForm) -> Writer:
         """A writer into the ticket's region from KV of form ``source``.
 
         Raises IncompatibleForms, and as :meth:`Transport.open_channel`.
         """
-        return Writer(plan(source, ticket.form), ticket, self._transport.open_channel(ticket))
+        return Writer(plan(source, ticket.form), ticket, self.transport.open_channel(ticket))
 
     def close(self) -> None:
-        self._transport.close()
+        self.transport.close()
 
 
 class Door(Protocol):

@@ -11,6 +11,7 @@ connection.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from diptych.handoff.transports.door import SocketDoor
 from diptych.handoff.transports.link import Conversation, Links
 
 FRAME_BYTES = 4 << 20
-_BUSY_POLL_S = 0.0005
+_POLL_S = 0.0002
 
 Run = tuple[int, int, int]
 """(local address, remote address, bytes)."""
@@ -157,7 +158,9 @@ class _Channel(Conversation):
 
     def listen(self, timeout_s: float) -> None:
         self._land()
-        super().listen(_BUSY_POLL_S if self._flying and timeout_s else timeout_s)
+        super().listen(0.0 if self._flying else timeout_s)
+        if self._flying and timeout_s:
+            time.sleep(_POLL_S)
 
     def close(self) -> None:
         """A transfer that is still under way keeps its buffer, which is then never used again."""

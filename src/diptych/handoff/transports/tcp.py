@@ -20,9 +20,10 @@ FRAME_BYTES = 1 << 20
 class Transport:
     def __init__(self, key: bytes) -> None:
         self._key, self._links = key, Links()
+        self._spare: list[Bytes] = []
 
     def open_channel(self, ticket: Ticket) -> _Channel:
-        return _Channel(self._links, ticket.address, sign(ticket, self._key), FRAME_BYTES)
+        return _Channel(self._links, ticket.address, sign(ticket, self._key), self._spare)
 
     def close(self) -> None:
         self._links.close()
@@ -39,25 +40,37 @@ class Door(SocketDoor):
 
 
 class _Channel(Conversation):
-    """Each frame is kept, and never written to again, until it is acknowledged: ZeroMQ sends it uncopied."""
+    """ZeroMQ sends a frame's buffer uncopied, so it stays as it is until the frame is acknowledged.
 
-    def __init__(self, links: Links, address: str, signed: bytes, frame_bytes: int) -> None:
-        self._frames: dict[int, tuple[wire.Data, memoryview]] = {}
-        self._buffer: Bytes = np.empty(frame_bytes, np.uint8)
-        super().__init__(links, address, signed, frame_bytes)
+    After that it may be filled anew even if a second copy of the old frame is still queued somewhere: the
+    receiver takes no frame twice, whatever its bytes.
+    """
+
+    def __init__(self, links: Links, address: str, signed: bytes, spare: list[Bytes]) -> None:
+        self._frames: dict[int, tuple[wire.Data, Bytes]] = {}
+        self._spare = spare
+        self._buffer: Bytes | None = None
+        super().__init__(links, address, signed, FRAME_BYTES)
 
     def buffer(self, needed: int) -> Bytes:
+        if self._buffer is None:
+            self._buffer = self._spare.pop() if self._spare else np.empty(FRAME_BYTES, np.uint8)
         if needed > self._buffer.nbytes:
             self._buffer = np.empty(needed, np.uint8)  # one chunk larger than a frame, alone in it
         return self._buffer
 
     def carry(self, seq: int, entries: tuple[wire.Entry, ...], filled: int) -> None:
-        self._frames[seq] = (wire.Data(self._session, seq, entries), self._buffer[:filled].data)
-        self.send(seq, *self._frames[seq])
-        self._buffer = np.empty(self._frame_bytes, np.uint8)
+        message, buffer = wire.Data(self._session, seq, entries), self.buffer(filled)
+        self._frames[seq] = (message, buffer[:filled])
+        self._buffer = None
+        self.send(seq, message, buffer[:filled].data)
 
     def again(self, seq: int) -> None:
-        self.send(seq + 1, *self._frames[seq])
+        message, filled = self._frames[seq]
+        self.send(seq + 1, message, filled.data)
 
     def settled(self, seq: int) -> None:
-        del self._frames[seq]
+        _, filled = self._frames.pop(seq)
+        whole = filled.base
+        if isinstance(whole, np.ndarray) and whole.nbytes == FRAME_BYTES:
+            self._spare.append(whole)
