@@ -22,7 +22,7 @@ from diptych.handoff.landing import Landing
 from diptych.handoff.seal import Piece, Seal, make_seal
 from diptych.handoff.state import Deadlines
 from diptych.handoff.ticket import Ticket
-from diptych.handoff.transports import Transport, load
+from diptych.handoff.transports import Sender, load
 from diptych.handoff.writer import Writer
 
 from .conftest import buffers, chunks, kv
@@ -35,7 +35,7 @@ def shm():
     transport.close()
 
 
-def hand_over(shm: Transport, ticket: Ticket, source: KVForm, seed: int = 0, chunk: int = 4) -> Seal:
+def hand_over(shm: Sender, ticket: Ticket, source: KVForm, seed: int = 0, chunk: int = 4) -> Seal:
     keys, values = kv(source, ticket.tokens, seed)
     writer = shm.open_writer(ticket, source)
     for part in chunks(ticket.tokens, chunk):
@@ -53,7 +53,7 @@ def k_rows(block: np.ndarray, tokens: int) -> np.ndarray:
     return block.reshape(tokens, -1).view(np.float16).reshape(tokens, 2, 8)
 
 
-def test_from_one_cache_to_the_other(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_from_one_cache_to_the_other(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("request-1", target, 10, 30.0)
     assert landing.phase(ticket.handoff_id) == "offered"
     seal = hand_over(shm, ticket, source, seed=1)
@@ -72,7 +72,7 @@ def test_from_one_cache_to_the_other(landing: Landing, shm: Transport, source: K
     assert landing.counts == {"offered": 1, "admitted": 1}
 
 
-def test_strided_private_buffers(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_strided_private_buffers(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 6, 30.0)
     seal = hand_over(shm, ticket, source)
     image = np.zeros((6, 6, 40), np.uint8)
@@ -122,7 +122,7 @@ CORRUPT = {
 @pytest.mark.parametrize("spoil", CORRUPT.values(), ids=CORRUPT)
 def test_corruption_is_refused(
     landing: Landing,
-    shm: Transport,
+    shm: Sender,
     source: KVForm,
     target: KVForm,
     spoil: Callable[[Landing, Ticket, Seal], Seal],
@@ -137,7 +137,7 @@ def test_corruption_is_refused(
         landing.admit(ticket.handoff_id, seal, buffers(target, 10))
 
 
-def test_every_byte_counts(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_every_byte_counts(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     for position in range(0, target.region_bytes(3), 7):
         ticket = landing.offer("r", target, 3, 30.0)
         seal = hand_over(shm, ticket, source)
@@ -146,7 +146,9 @@ def test_every_byte_counts(landing: Landing, shm: Transport, source: KVForm, tar
             landing.admit(ticket.handoff_id, seal, buffers(target, 3))
 
 
-def test_another_handoffs_seal_is_refused(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_another_handoffs_seal_is_refused(
+    landing: Landing, shm: Sender, source: KVForm, target: KVForm
+) -> None:
     mine, other = (landing.offer(name, target, 10, 30.0) for name in ("mine", "other"))
     hand_over(shm, mine, source, seed=1)
     foreign = hand_over(shm, other, source, seed=2)
@@ -155,7 +157,7 @@ def test_another_handoffs_seal_is_refused(landing: Landing, shm: Transport, sour
     landing.admit(other.handoff_id, foreign, buffers(target, 10))
 
 
-def test_wrong_buffers_are_refused(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_wrong_buffers_are_refused(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 10, 30.0)
     with pytest.raises(CorruptKV):
         landing.admit(ticket.handoff_id, hand_over(shm, ticket, source), buffers(target, 10)[:-1])
@@ -166,7 +168,7 @@ def test_wrong_buffers_are_refused(landing: Landing, shm: Transport, source: KVF
 
 
 def test_a_late_write_into_a_reused_region_never_becomes_a_wrong_token(
-    landing: Landing, shm: Transport, source: KVForm, target: KVForm
+    landing: Landing, shm: Sender, source: KVForm, target: KVForm
 ) -> None:
     """vllm#52234: after re-use of the memory a request got the previous prompt's answer, with HTTP 200."""
     first = landing.offer("first", target, 8, 30.0)
@@ -186,7 +188,7 @@ def test_a_late_write_into_a_reused_region_never_becomes_a_wrong_token(
 
 
 def test_a_write_that_slips_past_the_epoch_is_caught_by_the_digest(
-    landing: Landing, shm: Transport, source: KVForm, target: KVForm, monkeypatch: pytest.MonkeyPatch
+    landing: Landing, shm: Sender, source: KVForm, target: KVForm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = landing.offer("first", target, 8, 30.0)
     late = shm.open_writer(first, source)
@@ -201,7 +203,9 @@ def test_a_write_that_slips_past_the_epoch_is_caught_by_the_digest(
         landing.admit(second.handoff_id, seal, buffers(target, 8))
 
 
-def test_a_writer_that_gives_up_is_noticed(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_a_writer_that_gives_up_is_noticed(
+    landing: Landing, shm: Sender, source: KVForm, target: KVForm
+) -> None:
     ticket = landing.offer("r", target, 8, 30.0)
     writer = shm.open_writer(ticket, source)
     assert landing.expire() == []
@@ -216,7 +220,7 @@ def test_a_writer_that_gives_up_is_noticed(landing: Landing, shm: Transport, sou
     landing.admit(later.handoff_id, hand_over(shm, later, source), buffers(target, 8))
 
 
-def test_a_replayed_ticket_is_refused(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_a_replayed_ticket_is_refused(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 8, 30.0)
     writer = shm.open_writer(ticket, source)
     with pytest.raises(StaleWrite, match="already"):
@@ -264,7 +268,7 @@ def test_regions_never_overlap_under_random_use(landing: Landing, target: KVForm
     assert landing.used_bytes == 0
 
 
-def test_deadlines_by_phase(directory: Path, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_deadlines_by_phase(directory: Path, shm: Sender, source: KVForm, target: KVForm) -> None:
     now = [100.0]
     landing = Landing(
         directory,
@@ -323,7 +327,9 @@ def test_a_killed_owners_arena_is_swept_and_a_living_one_is_not(directory: Path)
     second.close(remove=True)
 
 
-def test_a_receiver_that_restarted_is_noticed(directory: Path, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_a_receiver_that_restarted_is_noticed(
+    directory: Path, shm: Sender, source: KVForm, target: KVForm
+) -> None:
     """nixl#1986, vllm#49238: a stale mapping of a restarted peer crashed the other side."""
     old = Landing(directory, 1 << 20, receiver="d")
     before = old.offer("r", target, 8, 30.0)
@@ -335,10 +341,12 @@ def test_a_receiver_that_restarted_is_noticed(directory: Path, shm: Transport, s
     ticket = new.offer("r", target, 8, 30.0)
     new.admit(ticket.handoff_id, hand_over(shm, ticket, source), buffers(target, 8))
     new.close()
-    assert list(shm._arenas) == [ticket.address]
+    assert list(shm.transport._arenas) == [ticket.address]
 
 
-def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_a_ticket_that_lies_about_its_place(
+    landing: Landing, shm: Sender, source: KVForm, target: KVForm
+) -> None:
     ticket = landing.offer("r", target, 8, 30.0)
     lies = [
         {"offset": landing.capacity_bytes},
@@ -352,7 +360,7 @@ def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Transport, so
 
 
 def test_threads_hand_over_distinct_kv_through_too_small_an_arena(
-    directory: Path, shm: Transport, source: KVForm, target: KVForm
+    directory: Path, shm: Sender, source: KVForm, target: KVForm
 ) -> None:
     landing = Landing(directory, 5 * target.region_bytes(40), receiver="d")
     wrong: list[str] = []

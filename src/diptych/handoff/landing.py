@@ -84,6 +84,16 @@ class Landing:
         return self._arena.size
 
     @property
+    def address(self) -> str:
+        """The arena's file, which names this landing to writers on the same machine."""
+        return str(self._arena.path)
+
+    @property
+    def memory(self) -> Bytes:
+        """All regions, for transports that write here from afar; a ticket's region is at its ``offset``."""
+        return self._arena.data
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of regions in use now."""
         with self._lock:
@@ -100,7 +110,7 @@ class Landing:
         needed = form.region_bytes(tokens)
         if tokens <= 0 or needed > self.capacity_bytes:
             raise IncompatibleForms("region_bytes", needed, f"1 to {self.capacity_bytes}")
-        transport, address = via or ("shm", str(self._arena.path))
+        transport, address = via or ("shm", self.address)
         with self._lock:
             offset = self._take(needed)
             self._epoch += 1

@@ -7,22 +7,19 @@ from pathlib import Path
 
 from diptych.errors import StaleWrite
 from diptych.handoff.arena import ROWS, Arena
-from diptych.handoff.contract import KVForm
-from diptych.handoff.plan import plan
+from diptych.handoff.landing import Landing
 from diptych.handoff.region import Bytes, Region
 from diptych.handoff.ticket import Ticket
-from diptych.handoff.writer import Writer
 
 
 class Transport:
     """Keeps every arena mapped, for mapping is slower than writing; forgets those whose owner is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, _key: bytes) -> None:
         self._arenas: dict[str, Arena] = {}
 
-    def open_writer(self, ticket: Ticket, source: KVForm) -> Writer:
-        steps = plan(source, ticket.form)
-        return Writer(steps, ticket, _Channel(self._arena(ticket.address), ticket))
+    def open_channel(self, ticket: Ticket) -> _Channel:
+        return _Channel(self._arena(ticket.address), ticket)
 
     def close(self) -> None:
         for arena in self._arenas.values():
@@ -35,6 +32,16 @@ class Transport:
         if address not in self._arenas:
             self._arenas[address] = Arena.attach(Path(address))
         return self._arenas[address]
+
+
+class Door:
+    """Nothing to open: writers map the landing's arena."""
+
+    def __init__(self, landing: Landing, _key: bytes) -> None:
+        self.via = ("shm", landing.address)
+
+    def close(self) -> None:
+        """Nothing to close: the arena is the landing's."""
 
 
 class _Channel:
