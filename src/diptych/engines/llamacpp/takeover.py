@@ -34,7 +34,7 @@ class Takeover:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.wait([task])
+            await asyncio.gather(task, return_exceptions=True)
             raise
 
     async def _run(self, slot: int, tokens: Sequence[int], landed: LandedKV) -> None:
