@@ -25,7 +25,10 @@ def main() -> None:
     if orders["cpus"]:
         os.sched_setaffinity(0, orders["cpus"])
     if orders["command"]:
-        os.execv(orders["command"][0], orders["command"])  # noqa: S606 - the configured llama-server; no shell
+        try:
+            os.execv(orders["command"][0], orders["command"])  # noqa: S606 - the configured llama-server; no shell
+        except OSError as error:
+            sys.exit(f"it cannot be run: {error.strerror}")
     server = serve(orders["server"])
     os.write(orders["report_to"], f"{server.listening_address}\n".encode())
     os.close(orders["report_to"])
