@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 CANARIES = (48, 96, 160)
 BROKEN = {
-    "no RoPE re-pairing": (None, Rope(pairing="adjacent")),
+    "no RoPE re-pairing": (None, Rope(pairing="interleaved")),
     "K and V swapped": (sabotage.swapped, None),
     "all layers shifted by one": (sabotage.next_layers, None),
     "one layer's keys shifted by a token": (sabotage.one_layer_shifted, None),

@@ -51,9 +51,7 @@ def test_rotation(ops: Ops) -> None:
     ops.rotate(x, Rotation(angles.cos(), angles.sin()), out[:, 10:60])
     turned = torch.complex(*x.float().chunk(2, -1)) * torch.polar(torch.ones(()), angles)[:, None]
     exact = torch.cat((turned.real, turned.imag), -1).transpose(0, 1)
-    length = torch.cat((turned.abs(), turned.abs()), -1).transpose(
-        0, 1
-    )  # terms may cancel: measure by the pair
+    length = torch.cat((turned.abs(), turned.abs()), -1).transpose(0, 1)  # terms may cancel: measure by the pair
     assert ((out[:, 10:60].float() - exact).abs() / length).max() < 3 / 256
     assert not out[:, :10].any()
     assert not out[:, 60:].any()

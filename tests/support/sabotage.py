@@ -13,7 +13,7 @@ from diptych.handoff.contract import Rope
 
 Layers = Sequence[NDArray[np.generic]]
 Wrong = Callable[[Layers, Layers], tuple[Layers, Layers]]
-TOKEN = 20  # of the chunk: the one that is dropped or zeroed
+TOKEN = 3  # of each chunk: the one that is dropped or zeroed
 
 
 class _Sink:

@@ -123,7 +123,7 @@ class TorchPrefill:
 
 
 def _ops(dtype: torch.dtype, device: str) -> Ops:
-    from diptych.engines import torch_ops_cpu  # noqa: PLC0415 (numba, where it is of use)
+    from diptych.engines import torch_ops_cpu
 
     return torch_ops_cpu.CpuOps() if torch_ops_cpu.supported(dtype, device) else PortableOps()
 

@@ -99,6 +99,7 @@ class DecodeWorker:
     def _start(self, key: Key, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._guarded(key, work))
         self._tasks[key] = task
+        task.add_done_callback(lambda _: work.close())  # where it was cancelled before it began
         task.add_done_callback(lambda _: self._tasks.pop(key, None) if self._tasks.get(key) is task else None)
 
     async def _guarded(self, key: Key, work: Coroutine[Any, Any, None]) -> None:

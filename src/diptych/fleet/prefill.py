@@ -66,6 +66,7 @@ class PrefillWorker:
             settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
         )
         self._jobs: dict[Key, Job] = {}
+        self._transports: dict[str, transports.Transport] = {}
         self._work = threading.Condition()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,6 +85,8 @@ class PrefillWorker:
                 self._work.notify()
             await asyncio.to_thread(thread.join)
             self._endpoint.close()
+            for transport in self._transports.values():
+                transport.close()
 
     def welcome(self) -> m.Welcome:
         return self._welcome
@@ -101,13 +104,19 @@ class PrefillWorker:
     def _accept(self, client: bytes, message: m.Prefill) -> None:
         try:
             ticket = verify(message.ticket, self._secret, time.time())
-            writer = transports.load(ticket.transport).open_writer(ticket, self._welcome.description.form)
+            writer = self._transport(ticket.transport).open_writer(ticket, self._welcome.description.form)
         except HandoffError as exc:
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
         with self._work:
             self._jobs[client, message.id] = Job((client, message.id), message, writer)
             self._work.notify()
+
+    def _transport(self, name: str) -> transports.Transport:
+        """One of a kind for all handoffs: it keeps what is mapped and connected."""
+        if name not in self._transports:
+            self._transports[name] = transports.load(name)
+        return self._transports[name]
 
     def _cancel(self, key: Key) -> None:
         with self._work:

@@ -103,8 +103,6 @@ def _new_file(path: Path, size: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
     except OSError as error:
         path.unlink()
-        raise ConfigError(
-            f"{path.parent} has no room for a slot image of {size} bytes: {error.strerror}"
-        ) from error
+        raise ConfigError(f"{path.parent} has no room for a slot image of {size} bytes: {error.strerror}") from error
     finally:
         os.close(descriptor)
