@@ -19,10 +19,13 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/pytest -q -m "not e2e"
+	$(BIN)/pytest -q -m "not e2e and not soak"
 
 e2e: $(STAMP)
-	$(BIN)/pytest -q -m e2e
+	$(BIN)/pytest -q -m "e2e and not soak"
+
+soak: $(STAMP)
+	$(BIN)/pytest -q -m soak
 
 bench: $(STAMP)
 	$(BIN)/diptych bench pair

@@ -179,10 +179,12 @@ def _report(result: dict[str, Any], json_file: Path | None) -> None:
 
 
 def main() -> None:
-    """Runs a command; an error of ours is one line."""
+    """Runs a command; an error of ours, or in the command line, is one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as exc:
+        _refuse(exc)
     except ConfigError as exc:
         _fail(exc, 2)
     except DiptychError as exc:
@@ -191,7 +193,16 @@ def main() -> None:
         sys.exit(130)
 
 
-def _fail(error: Exception, code: int) -> None:
+def _refuse(error: typer.TyperException) -> None:
+    """A command line that cannot be used. Where nothing was asked for, typer has shown what could be."""
+    asked, said = getattr(error, "ctx", None), str(error.format_message())
+    if not said:
+        sys.exit(2)
+    where = f"{asked.command_path}: " if asked is not None else ""
+    _fail(f"{where}{said.rstrip('.')}; --help says more", 2)
+
+
+def _fail(error: Exception | str, code: int) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"error: {error}\n")
     sys.exit(code)

@@ -105,7 +105,6 @@ class Deadlines(Frozen, frozen=True):
 
     offer_s: Positive = 60.0
     prefill_s: Positive = 120.0
-    admit_s: Positive = 60.0
     heartbeat_s: Positive = 1.0
     lost_after_s: Positive = 4.0
     start_s: Positive = 120.0

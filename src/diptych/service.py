@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from diptych.config import FleetSettings
-from diptych.errors import ContextExceeded, DeadlineExceeded, DiptychError, HandoffError, WorkerLost
+from diptych.errors import ContextExceeded, DeadlineExceeded, DiptychError, HandoffError, WorkerError, WorkerLost
 from diptych.fleet import messages as m
 from diptych.fleet.handover import HandedOver, hand_over
 from diptych.fleet.peer import Mailbox, Peer
@@ -76,7 +76,8 @@ class Service:
                     return
                 except WorkerLost as exc:
                     if timeline.first_at is not None:
-                        raise
+                        lost = f"{placement.chosen.decode} was lost while it answered; send the request again"
+                        raise WorkerLost(lost) from exc
                     log.warning("request %s goes elsewhere: %s", request.id, exc)
                     failed.add(placement.chosen.decode)
                 finally:
@@ -130,7 +131,7 @@ class Service:
         prefill, decode = self.peers[chosen.prefill], self.peers[chosen.decode]
         try:
             handed = await hand_over(prefill, decode, box, request.id, request.prompt, self.settings.deadlines)
-        except (HandoffError, WorkerLost, DeadlineExceeded) as exc:
+        except (HandoffError, WorkerError) as exc:
             if not decode.alive:
                 raise WorkerLost(f"{decode.worker} was lost") from exc
             self._give_up(request, decode, box, timeline, exc)
@@ -143,7 +144,7 @@ class Service:
         """The handoff is off: its region is freed, and the reason counted."""
         decode.send(m.Cancel(request.id))
         box.clear()
-        self._count(timeline, getattr(error, "reason", "prefill_lost"))
+        self._count(timeline, _reason(error))
 
     def _count(self, timeline: Timeline, reason: str) -> None:
         self.recomputed[reason] += 1
@@ -215,3 +216,12 @@ class Service:
     async def close(self) -> None:
         """Leaves the workers; they free what was ours."""
         await asyncio.gather(*(peer.close() for peer in self.peers.values()))
+
+
+def _reason(error: DiptychError) -> str:
+    """The label under which a handoff that came to nothing is counted."""
+    if isinstance(error, HandoffError):
+        return error.reason
+    if isinstance(error, DeadlineExceeded):
+        return "deadline"
+    return "prefill_lost" if isinstance(error, WorkerLost) else "prefill_failed"

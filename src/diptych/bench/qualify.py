@@ -37,7 +37,8 @@ async def run(settings: FleetSettings) -> dict[str, Any]:
                 prompts = canary_prompts.full_set(chat, context)
                 progress.phase(f"qualifying {prefill} -> {decode}", len(prompts))
                 verdict = await qualify(peers[prefill], peers[decode], prompts, settings.deadlines, progress.advance)
-                cache.put(reads, emits, verdict)
+                if verdict.canaries:
+                    cache.put(reads, emits, verdict)
                 verdicts[f"{prefill} -> {decode}"] = verdict
         finally:
             progress.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 import uuid
 from collections import deque
@@ -53,7 +54,9 @@ class DecodeWorker:
         self._landing = landing
         self._deadlines = deadlines
         self._secret = secret
-        self._welcome = m.Welcome(settings.id, "decode", uuid.uuid4().hex, engine.describe(), os.getpid())
+        self._welcome = m.Welcome(
+            settings.id, "decode", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
+        )
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._handoffs: dict[Key, Ticket] = {}
         self._room: deque[asyncio.Event] = deque()
@@ -96,13 +99,16 @@ class DecodeWorker:
     def _start(self, key: Key, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._guarded(key, work))
         self._tasks[key] = task
+        task.add_done_callback(lambda _: work.close())  # where it was cancelled before it began
         task.add_done_callback(lambda _: self._tasks.pop(key, None) if self._tasks.get(key) is task else None)
 
     async def _guarded(self, key: Key, work: Coroutine[Any, Any, None]) -> None:
         """Whatever goes wrong in one request is answered to its client and ends nothing else."""
         try:
             await work
-        except DiptychError as exc:
+        except Exception as exc:
+            if not isinstance(exc, DiptychError):
+                log.exception("request %s failed", key[1])
             self._release(key)
             self._endpoint.send(key[0], m.Failed.of(key[1], exc))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 import uuid
@@ -18,12 +19,16 @@ from diptych.engines.protocol import PrefillEngine
 from diptych.errors import HandoffError
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
+from diptych.fleet.lifeline import give_back_memory
 from diptych.fleet.turns import next_turn
 from diptych.handoff import transports
 from diptych.handoff.ticket import verify
 from diptych.handoff.writer import Writer
 
 Key = tuple[bytes, str]
+
+IDLE_S = 2.0
+"""Seconds without work after which freed memory goes back to the system."""
 
 
 class Job:
@@ -57,8 +62,11 @@ class PrefillWorker:
         self._settings = settings
         self._deadlines = deadlines
         self._secret = secret
-        self._welcome = m.Welcome(settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid())
+        self._welcome = m.Welcome(
+            settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
+        )
         self._jobs: dict[Key, Job] = {}
+        self._transports: dict[str, transports.Transport] = {}
         self._work = threading.Condition()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,6 +85,8 @@ class PrefillWorker:
                 self._work.notify()
             await asyncio.to_thread(thread.join)
             self._endpoint.close()
+            for transport in self._transports.values():
+                transport.close()
 
     def welcome(self) -> m.Welcome:
         return self._welcome
@@ -94,13 +104,19 @@ class PrefillWorker:
     def _accept(self, client: bytes, message: m.Prefill) -> None:
         try:
             ticket = verify(message.ticket, self._secret, time.time())
-            writer = transports.load(ticket.transport).open_writer(ticket, self._welcome.description.form)
+            writer = self._transport(ticket.transport).open_writer(ticket, self._welcome.description.form)
         except HandoffError as exc:
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
         with self._work:
             self._jobs[client, message.id] = Job((client, message.id), message, writer)
             self._work.notify()
+
+    def _transport(self, name: str) -> transports.Transport:
+        """One of a kind for all handoffs: it keeps what is mapped and connected."""
+        if name not in self._transports:
+            self._transports[name] = transports.load(name)
+        return self._transports[name]
 
     def _cancel(self, key: Key) -> None:
         with self._work:
@@ -121,6 +137,7 @@ class PrefillWorker:
         self._engine.close()
 
     def _take(self) -> Job | None:
+        trimmed = False
         with self._work:
             while not self._closing:
                 jobs = self._jobs.values()
@@ -128,7 +145,8 @@ class PrefillWorker:
                 job = over or next_turn(jobs, time.monotonic(), self._settings.active_prompts)
                 if job is not None:
                     return job
-                self._work.wait()
+                if not self._work.wait(IDLE_S) and not trimmed:
+                    trimmed = give_back_memory()
             return None
 
     def _step(self, job: Job) -> None:

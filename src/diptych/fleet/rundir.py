@@ -3,11 +3,13 @@
     /dev/shm/diptych-<uid>-<pid of the owner>/      0700
         <worker>.sock
         <worker>/                                   removed when that worker ends
-It is removed when the owner ends. A fleet that was killed too fast for that is swept up by the next one to start.
+It is removed when the owner ends. When the owner was killed, its workers end too and each takes its own part with it,
+the last one the folder; what is left of a fleet that was killed whole is swept up by the next one to start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -46,6 +48,16 @@ class RunDir:
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def leave(directory: Path, owner: int) -> None:
+    """A worker's last act: where the owner is gone, nobody else removes ``directory`` and the socket beside it."""
+    if os.getppid() == owner:
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.with_suffix(".sock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another worker is still there
+        directory.parent.rmdir()
 
 
 def sweep() -> None:

@@ -102,6 +102,7 @@ class Watch:
             self._on_disconnect()
 
     def close(self) -> None:
-        """Stops watching; call before the socket is closed."""
-        self._socket.disable_monitor()
+        """Stops watching; call before the socket is closed. Idempotent."""
+        if not self._socket.closed:
+            self._socket.disable_monitor()
         self._wire.close()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
 import msgspec
 
 from diptych.config import Deadlines, DecodeSettings, PrefillSettings
+from diptych.engines.protocol import Description
 from diptych.errors import ConfigError, DiptychError
 from diptych.fleet.lifeline import stop_on_signals, tie_to_parent
+from diptych.fleet.rundir import leave
 from diptych.models.resolve import ModelBundle
 
 
@@ -51,18 +54,35 @@ async def _decode(spec: WorkerSpec, settings: DecodeSettings) -> None:
     stop = stop_on_signals()
     directory = Path(spec.directory)
     engine = await start(spec.model, settings, directory)
+    try:
+        _check_landing(engine.describe(), settings)
+    except ConfigError:
+        await engine.close()
+        raise
     deadlines = state.Deadlines(offered_s=spec.deadlines.prefill_s, streaming_s=spec.deadlines.prefill_s)
     landing = Landing(directory, settings.landing_mb << 20, receiver=settings.id, deadlines=deadlines)
     await DecodeWorker(engine, landing, settings, spec.deadlines, spec.secret).serve(spec.address, stop)
 
 
+def _check_landing(about: Description, settings: DecodeSettings) -> None:
+    """That the landing area has room for the longest request, which could never be handed over otherwise."""
+    needed = about.form.region_bytes(settings.ctx_per_request - 1)
+    if needed > settings.landing_mb << 20:
+        raise ConfigError(
+            f"{settings.id}: landing_mb = {settings.landing_mb} is too small for one request of "
+            f"{settings.ctx_per_request} tokens of this model; {-(-needed // (1 << 20))} or more is needed"
+        )
+
+
 def main() -> None:
     """Runs until the parent ends or SIGTERM. Exit code 2: the settings cannot be used."""
-    tie_to_parent(int(sys.argv[1]))
+    parent = int(sys.argv[1])
+    tie_to_parent(parent)
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
     try:
         if spec.prefill is not None:
+            os.nice(spec.prefill.nice)
             asyncio.run(_prefill(spec, spec.prefill))
         elif spec.decode is not None:
             asyncio.run(_decode(spec, spec.decode))
@@ -72,6 +92,8 @@ def main() -> None:
     except DiptychError as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(1)
+    finally:
+        leave(Path(spec.directory), parent)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,16 @@ def completion(
     return body
 
 
+def distribution(prompt: Sequence[int], vocabulary: int, slot: int, *, reuse: bool) -> dict[str, Any]:
+    """The body that asks for the whole next-token distribution, not streamed.
+
+    The server leaves the distribution out when the token chosen is a piece of a character. The bias makes it
+    choose a letter; the probabilities it tells are those before any bias or sampler.
+    """
+    ask = Sampling(max_tokens=1, temperature=0, logprobs=vocabulary, ignore_eos=True)
+    return completion(prompt, ask, slot, reuse=reuse, stream=False) | {"logit_bias": [["a", 10_000]]}
+
+
 def _choosing(sampling: Sampling) -> dict[str, Any]:
     """The sampler chain: only the links that do something, temperature before the cuts (as OpenAI's and
     vLLM's).

@@ -1,0 +1,65 @@
+"""Fleets that tests share. Whatever starts one waits until it is ready; whatever it started is gone at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.fleet import Fleet
+from support.tiny import plain_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plain_tiny(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """`diptych serve` with the default model and default settings, and an alias."""
+    running = Fleet(tmp_path_factory.mktemp("fleet"), '[model]\naliases = ["amazon.nova-micro-v1:0"]\n')
+    yield running
+    running.stop()
+
+
+def tiny_settings(gguf: Path, mode: str = "opt-in", decode: str = "") -> str:
+    """A fleet in which whatever may use the pair does so: a small n_batch makes decode alone slow at reading."""
+    return f"""
+[model]
+source = "{gguf}"
+id = "tiny"
+[routing]
+mode = "{mode}"
+[[prefill]]
+[[decode]]
+n_batch = 8
+{decode}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_fleet(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator[Fleet]:
+    """`diptych serve` with a tiny model; `service_tier: priority` goes to the pair, all else to decode alone."""
+    running = Fleet(tmp_path_factory.mktemp("tiny-fleet"), tiny_settings(tiny_gguf))
+    yield running
+    running.stop()
+
+
+_LINES = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LINES] = []
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> list[str]:
+    """Lines for the table at the end of the run."""
+    return request.config.stash[_LINES]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash[_LINES]:
+        terminalreporter.write_line(f"  {line}")
