@@ -171,6 +171,20 @@ def interference(
     _report(asyncio.run(run(_settings(config_file, model, gguf), runs)), json_file)
 
 
+@bench.command()
+def gateway(
+    json_file: Json = None,
+    runs: Annotated[int, typer.Option(min=1)] = 3,
+    config_file: Config = None,
+    model: Model = None,
+    gguf: Gguf = None,
+) -> None:
+    """CPU time of the gateway's process a token, and what it adds to the first one; a clock stands for the engine."""
+    from diptych.bench.gateway import run  # noqa: PLC0415
+
+    _report(asyncio.run(run(_settings(config_file, model, gguf), runs)), json_file)
+
+
 def _report(result: dict[str, Any], json_file: Path | None) -> None:
     text = json.dumps(result, indent=2)
     print(text)

@@ -8,15 +8,23 @@ import sys
 
 from diptych.errors import ConfigError
 from diptych.gateway.app import build_app
+from diptych.gateway.auth import Key, Keys
+from diptych.gateway.auth.keys import digest
 from diptych.gateway.intake import Limits
 from diptych.gateway.server import GatewayServer, Listen
 from support.scripted import ScriptedService
+
+KEYS = (
+    Key(name="signer", access_key_id="AKIDDIPTYCH", secret_access_key="s3cr3t/+key"),
+    Key(name="bearer", api_key_sha256=digest("dip-a-long-key")),
+)
 
 
 def main() -> None:
     limits = Limits(body_timeout_s=float(os.environ.get("BODY_TIMEOUT_S", "60")))
     listen = Listen(port=int(os.environ.get("PORT", "0")), grace_s=float(os.environ.get("GRACE_S", "1")))
-    server = GatewayServer(build_app(ScriptedService(), limits), listen)
+    keys = Keys(KEYS if "KEYS" in os.environ else ())
+    server = GatewayServer(build_app(ScriptedService(), limits, keys=keys), listen)
     try:
         asyncio.run(server.serve(ready=lambda port: print(port, flush=True)))
     except ConfigError as error:

@@ -16,11 +16,11 @@ _MOST_RECORDS = 1000
 
 def operation_routes(gateway: Gateway) -> list[Route]:
     return [
-        Route(path, Endpoint(gateway, "GET", handler, error_response))
-        for path, handler in (
-            ("/health", health),
-            ("/diptych/requests", list_records),
-            ("/diptych/requests/{request_id}", get_record),
+        Route(path, Endpoint(gateway, "GET", handler, error_response, guarded=guarded))
+        for path, handler, guarded in (
+            ("/health", health, False),
+            ("/diptych/requests", list_records, True),
+            ("/diptych/requests/{request_id}", get_record, True),
         )
     ]
 

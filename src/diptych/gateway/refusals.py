@@ -17,6 +17,22 @@ class MalformedBody(InvalidRequest):
     """The body is no JSON, or not of the shape that the operation takes."""
 
 
+class Forbidden(RequestError):
+    """The client may not do this. ``code`` is AWS's name for the reason."""
+
+    def __init__(self, code: str, message: str, status: int = 403) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class ModelForbidden(Forbidden):
+    """The key is not for this model."""
+
+    def __init__(self) -> None:
+        super().__init__("AccessDeniedException", "You don't have access to the model with the specified model ID.")
+
+
 class NotFound(RequestError):
     """Nothing is served at this path, or under this id."""
 

@@ -12,10 +12,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from diptych.errors import DiptychError
-from diptych.gateway.intake import Limits
+from diptych.gateway.auth import Key, Keys, authenticate
+from diptych.gateway.auth.authenticate import bearer_key
+from diptych.gateway.catalog import find_model
+from diptych.gateway.intake import Limits, read_body
 from diptych.gateway.lifetime import ClientGone, InFlight
-from diptych.gateway.ports import Service
-from diptych.gateway.refusals import MethodNotAllowed
+from diptych.gateway.ports import ServedModel, Service
+from diptych.gateway.refusals import MethodNotAllowed, ModelForbidden
 
 log = logging.getLogger("diptych.gateway")
 
@@ -29,12 +32,13 @@ def new_id() -> str:
 
 
 class Gateway:
-    """What every handler needs: the service, the limits, the region's label and the requests in flight."""
+    """What every handler needs: the service, the settings and the requests in flight."""
 
-    def __init__(self, service: Service, limits: Limits, region: str) -> None:
+    def __init__(self, service: Service, limits: Limits, region: str, keys: Keys) -> None:
         self.service = service
         self.limits = limits
         self.region = region
+        self.keys = keys
         self.in_flight = InFlight()
 
 
@@ -46,14 +50,41 @@ class Call:
         self.http = http
         self.id = new_id()
         self.created = int(time.time())
+        self.key: Key | None = None
+        self._body: bytes | None = None
+
+    async def body(self) -> bytes:
+        """The request's body, read once."""
+        if self._body is None:
+            self._body = await read_body(self.http, self.gateway.limits)
+        return self._body
+
+    async def authenticate(self) -> None:
+        """Sets ``key``. A bearer token is checked before the body is read. Raises Forbidden."""
+        keys = self.gateway.keys
+        if not keys:
+            return
+        self.key = bearer_key(keys, self.http)
+        if self.key is None:
+            self.key = authenticate(keys, self.http, await self.body())
+
+    def model(self, name: str) -> ServedModel:
+        """The model that ``name`` means, if the key is for it. Raises ModelNotFound or ModelForbidden."""
+        model = find_model(self.gateway.service.models(), name)
+        if self.key is not None and not self.key.may_use((model.id, *model.aliases)):
+            raise ModelForbidden
+        return model
 
 
 class Endpoint:
     """A handler as an ASGI app. Whatever it raises before the response begins becomes its dialect's error."""
 
-    def __init__(self, gateway: Gateway, method: str, handler: Handler, error_response: ErrorResponse) -> None:
+    def __init__(
+        self, gateway: Gateway, method: str, handler: Handler, error_response: ErrorResponse, *, guarded: bool = True
+    ) -> None:
         self._gateway = gateway
         self._method = method
+        self._guarded = guarded
         self._handler = handler
         self._error_response = error_response
 
@@ -73,4 +104,6 @@ class Endpoint:
         http = call.http
         if http.method != self._method:
             raise MethodNotAllowed(f"{http.method} is not allowed for {http.scope['path']}; use {self._method}.")
+        if self._guarded:
+            await call.authenticate()
         return await self._handler(call)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from diptych import errors
 from diptych.gateway.event_stream import exception_frame
-from diptych.gateway.refusals import MethodNotAllowed, NotFound
+from diptych.gateway.refusals import Forbidden, MethodNotAllowed, NotFound
 from diptych.gateway.responses import json_response, to_json
 
 
@@ -37,6 +37,8 @@ _ORIGIN = "http://internal.amazon.com/coral/com.amazon.bedrock/"
 
 def failure_of(error: Exception) -> Failure:
     """The exception that Bedrock has for ``error``; an internal one where the tree knows no better."""
+    if isinstance(error, Forbidden):
+        return Failure(error.status, error.code, "validationException")
     return next((failure for kind, failure in _TABLE if isinstance(error, kind)), _INTERNAL)
 
 

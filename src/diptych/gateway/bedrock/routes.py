@@ -20,9 +20,8 @@ from diptych.gateway.bedrock.families.schema import Asked, Schema
 from diptych.gateway.bedrock.shapes import ConverseBody, count_tokens_decoder, decoder
 from diptych.gateway.bedrock.stream import MEDIA_TYPE, converse_events
 from diptych.gateway.bedrock.toolconfig import toolbox_of
-from diptych.gateway.catalog import find_model
 from diptych.gateway.generation import Generation
-from diptych.gateway.intake import parse, read_body
+from diptych.gateway.intake import parse
 from diptych.gateway.ports import ServedModel
 from diptych.gateway.refusals import MalformedBody
 from diptych.gateway.responses import EventStream, json_response
@@ -50,8 +49,8 @@ def _model_id(call: Call) -> str:
 
 
 async def _read(call: Call) -> tuple[ServedModel, bytes]:
-    raw = await read_body(call.http, call.gateway.limits)
-    return find_model(call.gateway.service.models(), _model_id(call)), raw
+    raw = await call.body()
+    return call.model(_model_id(call)), raw
 
 
 async def _in_bedrocks_words(work: Awaitable[Result]) -> Result:
