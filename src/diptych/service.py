@@ -31,6 +31,7 @@ from diptych.types import Request, RequestRecord, TokenChunk
 log = logging.getLogger("diptych.service")
 
 STEPS_PER_OBSERVATION = 8
+OBSERVATION_S = 0.25
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,8 +168,7 @@ class Service:
             yield chunk
             if chunk.finish is not None:
                 return
-            if since >= STEPS_PER_OBSERVATION:
-                now = time.monotonic()
+            if since >= STEPS_PER_OBSERVATION and (now := time.monotonic()) - mark >= OBSERVATION_S:
                 self.router.stepped(worker, request.id, since, now - mark)
                 since, mark = 0, now
 

@@ -145,19 +145,26 @@ class _Opening:
     def _know_prefill(self, name: str, cache_mb: int) -> None:
         about = self._met[name].description
         cost = LearnedCost(fit_prefill(self._read.get(name) or [(1, 0.0)]), (0.0, 0.0, 0.0), 0)
-        self._router.prefill[name] = PrefillView(cost, (cache_mb << 20) // about.form.bytes_per_token)
+        self._router.prefill[name] = PrefillView(
+            cost, (cache_mb << 20) // about.form.bytes_per_token, self._cores(name)
+        )
 
     async def _know_decode(self, name: str) -> None:
         """Two timed requests, alone: what reading a prompt and what a step at two contexts takes."""
         about = self._met[name].description
         capacity = about.slots * about.context_tokens
         free = LearnedCost((0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0), capacity)
-        self._router.decode[name] = DecodeView(free, about.slots, capacity)
+        self._router.decode[name] = DecodeView(free, about.slots, capacity, self._cores(name))
         records = [await self._timed(name, min(n, about.context_tokens - out), out) for n, out in TIMED]
         reading = [(record.prompt_tokens, record.parts_ms.prefill / 1e3) for record in records]
         steps = [(record.prompt_tokens, (record.itl_ms or 0.0) / 1e3) for record in records]
         cost = LearnedCost(fit_prefill(reading), _fit_step(steps), capacity)
-        self._router.decode[name] = DecodeView(cost, about.slots, capacity)
+        self._router.decode[name] = DecodeView(cost, about.slots, capacity, self._cores(name))
+
+    def _cores(self, name: str) -> str:
+        """What a worker computes on. Two that compute on one machine's CPU get in each other's way."""
+        met = self._met[name]
+        return met.host if met.description.device == "cpu" else ""
 
     async def _timed(self, decode: str, prompt_tokens: int, output_tokens: int) -> RequestRecord:
         prompt = canary_prompts.raw_canary(self._chat, prompt_tokens, 700 + prompt_tokens)

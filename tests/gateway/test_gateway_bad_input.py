@@ -92,9 +92,9 @@ BEDROCK_CASES = {
 }
 
 OPENAI_CASES = {
-    "model missing": ({"messages": []}, None, "missing required field `model`"),
+    "model missing": ({"messages": []}, "model", "'model' is missing"),
     "no messages": (chat(messages=[]), "messages", "'messages' is empty"),
-    "messages missing": ({"model": "tiny"}, None, "missing required field `messages`"),
+    "messages missing": ({"model": "tiny"}, "messages", "'messages' is empty"),
     "unknown role": (chat(messages=[{"role": "robot", "content": "x"}]), None, "Invalid enum value"),
     "no content": (chat(messages=[{"role": "user"}]), "messages[0]", "has no content"),
     "image": (

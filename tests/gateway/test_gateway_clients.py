@@ -5,37 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import boto3
 import httpx
 import openai
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError, EventStreamError
 
 from support.process import GatewayProcess
 
 NOVA = "amazon.nova-micro-v1:0"
-
-
-@pytest.fixture(scope="module")
-def bedrock(gateway: GatewayProcess) -> Any:
-    config = Config(retries={"max_attempts": 1, "mode": "standard"})
-    client = boto3.client(
-        "bedrock-runtime",
-        endpoint_url=gateway.url,
-        region_name="us-east-1",
-        aws_access_key_id="AKIDEXAMPLE",
-        aws_secret_access_key="secret",
-        config=config,
-    )
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module", params=["/v1", "/openai/v1"])
-def chat(gateway: GatewayProcess, request: pytest.FixtureRequest) -> Any:
-    with openai.OpenAI(base_url=gateway.url + request.param, api_key="none", max_retries=0) as client:
-        yield client
 
 
 def user(text: str) -> list[dict[str, Any]]:

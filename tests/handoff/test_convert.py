@@ -10,6 +10,7 @@ import xxhash
 from diptych.errors import CorruptKV, IncompatibleForms
 from diptych.handoff import codecs, convert, forms, kernels
 from diptych.handoff.contract import Geometry, KVForm, Rope, Span, Tensor
+from diptych.handoff.layout import Chunk
 from diptych.handoff.plan import plan
 from diptych.handoff.region import Region
 
@@ -20,15 +21,23 @@ EVERY_16 = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
 
 
 def run(source: KVForm, target: KVForm, keys, values, chunk: int | None = None) -> np.ndarray:
-    tokens = convert.chunk_tokens(source, keys)
-    chunk = chunk or tokens
     axis = source.keys.axes.index("token")
+    tokens = keys[0].shape[axis]
     memory = np.full(target.region_bytes(tokens), 0xEE, np.uint8)
     region = Region(target, memory, tokens)
-    for start in range(0, tokens, chunk):
-        part = [np.take(a, range(start, min(tokens, start + chunk)), axis) for a in [*keys, *values]]
-        convert.execute(plan(source, target), start, part[: len(keys)], part[len(keys) :], region)
+    for start in range(0, tokens, chunk or tokens):
+        stop = min(tokens, start + (chunk or tokens))
+        part = [np.take(a, range(start, stop), axis) for a in [*keys, *values]]
+        write(source, target, start, (part[: len(keys)], part[len(keys) :]), region)
     return memory
+
+
+def write(source: KVForm, target: KVForm, start: int, arrays, region: Region) -> bytes:
+    return convert.execute(plan(source, target), start, Chunk.of(source, *arrays), region)
+
+
+def tensor(dtype: str) -> Tensor:
+    return Tensor(axes=("token", "head", "dim"), dtype=dtype)
 
 
 def test_llama_cpp_rows_to_the_byte(source: KVForm, target: KVForm) -> None:
@@ -36,7 +45,7 @@ def test_llama_cpp_rows_to_the_byte(source: KVForm, target: KVForm) -> None:
     memory = run(source, target, keys, values)
     rows = memory.view(np.float16).reshape(2, 3, 5, 2, 8)
     for layer in range(3):
-        k, v = (codecs.decode(array[layer], "bf16").transpose(1, 0, 2) for array in (keys, values))
+        k, v = (codecs.decode(array[layer], tensor("bf16")).transpose(1, 0, 2) for array in (keys, values))
         want = np.empty_like(k)
         for j in range(4):
             for h in range(2):
@@ -52,14 +61,14 @@ def test_chunks_in_any_order_make_the_same_bytes(source: KVForm, target: KVForm)
     memory = np.zeros_like(whole)
     for start, stop in ((8, 11), (0, 5), (5, 8)):
         parts = [[a[:, start:stop] for a in arrays] for arrays in (keys, values)]
-        convert.execute(plan(source, target), start, *parts, Region(target, memory, 11))
+        write(source, target, start, parts, Region(target, memory, 11))
     np.testing.assert_array_equal(whole, memory)
 
 
 def test_the_digest_is_of_the_bytes_that_were_written(source: KVForm, target: KVForm) -> None:
     keys, values = kv(source, 7)
     memory = np.zeros(target.region_bytes(7), np.uint8)
-    digest = convert.execute(plan(source, target), 0, keys, values, Region(target, memory, 7))
+    digest = write(source, target, 0, (keys, values), Region(target, memory, 7))
     assert digest == xxhash.xxh3_128(memory.tobytes()).digest()
 
 
@@ -122,32 +131,38 @@ def test_float32_rounds_saturates_and_keeps_nan_and_infinity(stored: str, compil
         got = np.empty(values.shape, np.uint16)
         loop = kernels.kernel("f32", stored, kernels.PLAIN)
         assert loop is not None
-        loop(values, got.view(np.uint32))
+        loop(values[None], np.zeros(1, np.int64), got[None].view(np.uint32), 1)
     else:
-        got = codecs.encode(values, stored)
+        got, _ = codecs.encode(values, tensor(stored))
     want = reference(values, stored)
     nan = np.isnan(values)
     np.testing.assert_array_equal(got[~nan], want[~nan])
-    assert np.isnan(codecs.decode(got, stored)[nan]).all()
+    assert np.isnan(codecs.decode(got, tensor(stored))[nan]).all()
     np.testing.assert_array_equal(got[nan] & 0x8000 != 0, np.signbit(values[nan]))
 
 
 @pytest.mark.parametrize(("have", "want"), [("bf16", "f16"), ("f16", "bf16")])
 @pytest.mark.parametrize("mode", ["none", "interleaved", "half"])
 def test_kernels_equal_numpy_on_every_16_bit_pattern(have: str, want: str, mode: str) -> None:
-    cells = EVERY_16.reshape(-1, 4, 64)
-    by_kernel, by_numpy = np.empty_like(cells), np.empty_like(cells)
+    cells = EVERY_16.reshape(1, -1, 4, 64)
+    by_kernel = np.empty_like(cells)
     loop = kernels.kernel(have, want, kernels.MODES[mode])
     assert loop is not None
-    loop(cells, by_kernel.view(np.uint32))
-    convert._move(cells, by_numpy, have, want, mode)
+    loop(cells, np.zeros(1, np.int64), by_kernel.view(np.uint32), cells.shape[1])
+    values = codecs.decode(cells, tensor(have))
+    order = list(range(64))
+    if mode == "interleaved":
+        order = [h * 32 + j for j in range(32) for h in (0, 1)]
+    elif mode == "half":
+        order = [*range(0, 64, 2), *range(1, 64, 2)]
+    by_numpy, _ = codecs.encode(values[..., order], tensor(want))
     np.testing.assert_array_equal(by_kernel, by_numpy)
 
 
 def test_bf16_to_f16_decided_cases() -> None:
     cases = {0x7F80: 0x7C00, 0xFF80: 0xFC00, 0x477F: 0x7BF8, 0x4780: 0x7BFF, 0x7F7F: 0x7BFF, 0xFF7F: 0xFBFF}
     cases |= {0x3380: 0x0001, 0x3300: 0x0000, 0x3301: 0x0001, 0x0001: 0x0000, 0x8001: 0x8000, 0x3880: 0x0400}
-    got = codecs.encode(codecs.decode(np.array(list(cases), np.uint16), "bf16"), "f16")
+    got = codecs.encode(codecs.decode(np.array(list(cases), np.uint16), tensor("bf16")), tensor("f16"))[0]
     assert dict(zip(cases, got.tolist(), strict=True)) == cases
 
 
@@ -165,7 +180,7 @@ def test_partial_rope_and_odd_sizes(head_dim: int, rope: Rope) -> None:
     order = list(range(head_dim))
     s = rope.start
     order[s : s + 4] = [s, s + 2, s + 1, s + 3]
-    want = codecs.decode(keys[0], "bf16").transpose(1, 0, 2)[..., order]
+    want = codecs.decode(keys[0], tensor("bf16")).transpose(1, 0, 2)[..., order]
     np.testing.assert_array_equal(got, want.astype(np.float16))
 
 
@@ -194,7 +209,7 @@ def test_strided_read_only_and_signed_views_are_taken(source: KVForm, target: KV
 
 def _direct(source: KVForm, target: KVForm, keys, values) -> np.ndarray:
     memory = np.zeros(target.region_bytes(6), np.uint8)
-    convert.execute(plan(source, target), 0, keys, values, Region(target, memory, 6))
+    write(source, target, 0, (keys, values), Region(target, memory, 6))
     return memory
 
 
@@ -213,14 +228,9 @@ def _direct(source: KVForm, target: KVForm, keys, values) -> np.ndarray:
 )
 def test_arrays_of_another_form_are_refused(source: KVForm, target: KVForm, spoil) -> None:
     keys, values = spoil(*kv(source, 5))
+    region = Region(target, np.zeros(target.region_bytes(5), np.uint8), 5)
     with pytest.raises(CorruptKV):
-        convert.execute(
-            plan(source, target),
-            0,
-            keys,
-            values,
-            Region(target, np.zeros(target.region_bytes(5), np.uint8), 5),
-        )
+        write(source, target, 0, (keys, values), region)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +247,7 @@ def test_arrays_of_another_form_are_refused(source: KVForm, target: KVForm, spoi
         ("llama.cpp.k.axes", {"keys": Tensor(axes=("token", "dim"), dtype="f16")}),
         ("llama.cpp.k.axes", {"keys": Tensor(axes=("token", "head", "dim", "dim"), dtype="f16")}),
         ("llama.cpp.v.axes", {"block_tokens": 4, "keys": Tensor(axes=PAGED, dtype="f16")}),
-        ("llama.cpp.v.dtype", {"values": Tensor(axes=("token", "head", "dim"), dtype="q8_0")}),
+        ("llama.cpp.v.scale.group", {"values": Tensor(axes=("token", "head", "dim"), dtype="q8_0")}),
     ],
 )  # fmt: skip
 def test_no_plan_says_which_property_stands_in_the_way(source: KVForm, target: KVForm, name, change) -> None:
@@ -261,7 +271,7 @@ def test_forms_cross_the_wire(source: KVForm) -> None:
 
 
 def test_bf16_helper_is_exact() -> None:
-    assert codecs.decode(bf16(np.array([1.5, -2.0], np.float32)), "bf16").tolist() == [1.5, -2.0]
+    assert codecs.decode(bf16(np.array([1.5, -2.0], np.float32)), tensor("bf16")).tolist() == [1.5, -2.0]
 
 
 def test_warm_leaves_nothing_to_compile(source: KVForm, target: KVForm) -> None:

@@ -17,12 +17,12 @@ import pytest
 from diptych.errors import ConfigError, CorruptKV, HandoffError, IncompatibleForms, LandingFull, StaleWrite
 from diptych.handoff import codecs
 from diptych.handoff.arena import Arena
-from diptych.handoff.contract import KVForm
+from diptych.handoff.contract import KVForm, Tensor
 from diptych.handoff.landing import Landing
 from diptych.handoff.seal import Piece, Seal, make_seal
 from diptych.handoff.state import Deadlines
 from diptych.handoff.ticket import Ticket
-from diptych.handoff.transports import Transport, load
+from diptych.handoff.transports import Sender, load
 from diptych.handoff.writer import Writer
 
 from .conftest import buffers, chunks, kv
@@ -35,7 +35,7 @@ def shm():
     transport.close()
 
 
-def hand_over(shm: Transport, ticket: Ticket, source: KVForm, seed: int = 0, chunk: int = 4) -> Seal:
+def hand_over(shm: Sender, ticket: Ticket, source: KVForm, seed: int = 0, chunk: int = 4) -> Seal:
     keys, values = kv(source, ticket.tokens, seed)
     writer = shm.open_writer(ticket, source)
     for part in chunks(ticket.tokens, chunk):
@@ -53,7 +53,7 @@ def k_rows(block: np.ndarray, tokens: int) -> np.ndarray:
     return block.reshape(tokens, -1).view(np.float16).reshape(tokens, 2, 8)
 
 
-def test_from_one_cache_to_the_other(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_from_one_cache_to_the_other(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("request-1", target, 10, 30.0)
     assert landing.phase(ticket.handoff_id) == "offered"
     seal = hand_over(shm, ticket, source, seed=1)
@@ -62,7 +62,7 @@ def test_from_one_cache_to_the_other(landing: Landing, shm: Transport, source: K
     landing.admit(ticket.handoff_id, seal, private)
     keys, _ = kv(source, 10, 1)
     for layer in range(3):
-        want = codecs.decode(keys[layer], "bf16").transpose(1, 0, 2).astype(np.float16)
+        want = codecs.decode(keys[layer], BF16).transpose(1, 0, 2).astype(np.float16)
         np.testing.assert_array_equal(k_rows(private[layer], 10)[..., 0::2], want[..., :4])
     assert landing.phase(ticket.handoff_id) == "admitted"
     assert landing.used_bytes == 0
@@ -72,7 +72,7 @@ def test_from_one_cache_to_the_other(landing: Landing, shm: Transport, source: K
     assert landing.counts == {"offered": 1, "admitted": 1}
 
 
-def test_strided_private_buffers(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_strided_private_buffers(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 6, 30.0)
     seal = hand_over(shm, ticket, source)
     image = np.zeros((6, 6, 40), np.uint8)
@@ -82,8 +82,12 @@ def test_strided_private_buffers(landing: Landing, shm: Transport, source: KVFor
     assert image[:, :, 4:36].any(axis=(1, 2)).all()
 
 
+def raw(landing: Landing, ticket: Ticket) -> np.ndarray:
+    return landing._arena.data[ticket.offset : ticket.offset + ticket.kv_bytes]
+
+
 def spoil_region(landing: Landing, ticket: Ticket, seal: Seal) -> Seal:
-    landing.region(ticket)[17] ^= 0x10
+    raw(landing, ticket)[17] ^= 0x10
     return seal
 
 
@@ -99,6 +103,7 @@ def pieces(edit: Callable[[list[Piece]], list[Piece]]) -> Callable[[Landing, Tic
     return spoil
 
 
+BF16 = Tensor(axes=("head", "token", "dim"), dtype="bf16")
 CORRUPT = {
     "one bit flipped": spoil_region,
     "a token short": replace(tokens=9),
@@ -117,7 +122,7 @@ CORRUPT = {
 @pytest.mark.parametrize("spoil", CORRUPT.values(), ids=CORRUPT)
 def test_corruption_is_refused(
     landing: Landing,
-    shm: Transport,
+    shm: Sender,
     source: KVForm,
     target: KVForm,
     spoil: Callable[[Landing, Ticket, Seal], Seal],
@@ -132,16 +137,16 @@ def test_corruption_is_refused(
         landing.admit(ticket.handoff_id, seal, buffers(target, 10))
 
 
-def test_every_byte_counts(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_every_byte_counts(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     for position in range(0, target.region_bytes(3), 7):
         ticket = landing.offer("r", target, 3, 30.0)
         seal = hand_over(shm, ticket, source)
-        landing.region(ticket)[position] ^= 1 << position % 8
+        raw(landing, ticket)[position] ^= 1 << position % 8
         with pytest.raises(CorruptKV):
             landing.admit(ticket.handoff_id, seal, buffers(target, 3))
 
 
-def test_another_handoffs_seal_is_refused(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_another_handoffs_seal_is_refused(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     mine, other = (landing.offer(name, target, 10, 30.0) for name in ("mine", "other"))
     hand_over(shm, mine, source, seed=1)
     foreign = hand_over(shm, other, source, seed=2)
@@ -150,7 +155,7 @@ def test_another_handoffs_seal_is_refused(landing: Landing, shm: Transport, sour
     landing.admit(other.handoff_id, foreign, buffers(target, 10))
 
 
-def test_wrong_buffers_are_refused(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_wrong_buffers_are_refused(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 10, 30.0)
     with pytest.raises(CorruptKV):
         landing.admit(ticket.handoff_id, hand_over(shm, ticket, source), buffers(target, 10)[:-1])
@@ -161,7 +166,7 @@ def test_wrong_buffers_are_refused(landing: Landing, shm: Transport, source: KVF
 
 
 def test_a_late_write_into_a_reused_region_never_becomes_a_wrong_token(
-    landing: Landing, shm: Transport, source: KVForm, target: KVForm
+    landing: Landing, shm: Sender, source: KVForm, target: KVForm
 ) -> None:
     """vllm#52234: after re-use of the memory a request got the previous prompt's answer, with HTTP 200."""
     first = landing.offer("first", target, 8, 30.0)
@@ -176,12 +181,12 @@ def test_a_late_write_into_a_reused_region_never_becomes_a_wrong_token(
         write_and_seal(late, 4, keys, values)
     private = buffers(target, 8)
     landing.admit(second.handoff_id, seal, private)
-    want = codecs.decode(kv(source, 8, 2)[0][0], "bf16").transpose(1, 0, 2).astype(np.float16)
+    want = codecs.decode(kv(source, 8, 2)[0][0], BF16).transpose(1, 0, 2).astype(np.float16)
     np.testing.assert_array_equal(k_rows(private[0], 8)[..., 0::2], want[..., :4])
 
 
 def test_a_write_that_slips_past_the_epoch_is_caught_by_the_digest(
-    landing: Landing, shm: Transport, source: KVForm, target: KVForm, monkeypatch: pytest.MonkeyPatch
+    landing: Landing, shm: Sender, source: KVForm, target: KVForm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = landing.offer("first", target, 8, 30.0)
     late = shm.open_writer(first, source)
@@ -194,6 +199,32 @@ def test_a_write_that_slips_past_the_epoch_is_caught_by_the_digest(
     late.seal()
     with pytest.raises(CorruptKV):
         landing.admit(second.handoff_id, seal, buffers(target, 8))
+
+
+def test_a_writer_that_gives_up_is_noticed(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
+    ticket = landing.offer("r", target, 8, 30.0)
+    writer = shm.open_writer(ticket, source)
+    assert landing.expire() == []
+    writer.abort()
+    assert landing.expire() == [ticket.handoff_id]
+    assert landing.counts["failed.given_up"] == 1
+    later = landing.offer("r2", target, 8, 30.0)
+    assert later.slot == ticket.slot
+    writer._channel.close()
+    writer._channel._row.give_up(ticket.epoch)  # a notice that comes too late is of another epoch
+    assert landing.expire() == []
+    landing.admit(later.handoff_id, hand_over(shm, later, source), buffers(target, 8))
+
+
+def test_a_replayed_ticket_is_refused(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
+    ticket = landing.offer("r", target, 8, 30.0)
+    writer = shm.open_writer(ticket, source)
+    with pytest.raises(StaleWrite, match="already"):
+        shm.open_writer(ticket, source)
+    writer.write(0, *kv(source, 8))
+    landing.admit(ticket.handoff_id, writer.seal(), buffers(target, 8))
+    with pytest.raises(StaleWrite, match="over"):
+        shm.open_writer(ticket, source)
 
 
 def test_full_then_room_again(landing: Landing, target: KVForm) -> None:
@@ -233,7 +264,7 @@ def test_regions_never_overlap_under_random_use(landing: Landing, target: KVForm
     assert landing.used_bytes == 0
 
 
-def test_deadlines_by_phase(directory: Path, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_deadlines_by_phase(directory: Path, shm: Sender, source: KVForm, target: KVForm) -> None:
     now = [100.0]
     landing = Landing(
         directory,
@@ -247,7 +278,7 @@ def test_deadlines_by_phase(directory: Path, shm: Transport, source: KVForm, tar
     keys, values = kv(source, 8)
     writer = shm.open_writer(stalls, source)
     writer.write(0, [a[:, :4] for a in keys], [a[:, :4] for a in values])
-    while int(landing._arena.rows[stalls.slot, 1]) != 4:
+    while landing._arena.row(stalls.slot).tokens != 4:
         pass
     assert landing.expire() == []
     now[0] = 102.5
@@ -292,7 +323,7 @@ def test_a_killed_owners_arena_is_swept_and_a_living_one_is_not(directory: Path)
     second.close(remove=True)
 
 
-def test_a_receiver_that_restarted_is_noticed(directory: Path, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_a_receiver_that_restarted_is_noticed(directory: Path, shm: Sender, source: KVForm, target: KVForm) -> None:
     """nixl#1986, vllm#49238: a stale mapping of a restarted peer crashed the other side."""
     old = Landing(directory, 1 << 20, receiver="d")
     before = old.offer("r", target, 8, 30.0)
@@ -304,10 +335,10 @@ def test_a_receiver_that_restarted_is_noticed(directory: Path, shm: Transport, s
     ticket = new.offer("r", target, 8, 30.0)
     new.admit(ticket.handoff_id, hand_over(shm, ticket, source), buffers(target, 8))
     new.close()
-    assert list(shm._arenas) == [ticket.address]
+    assert list(shm.transport._arenas) == [ticket.address]
 
 
-def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Transport, source: KVForm, target: KVForm) -> None:
+def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 8, 30.0)
     lies = [
         {"offset": landing.capacity_bytes},
@@ -316,12 +347,12 @@ def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Transport, so
         {"offset": -4096},
     ]
     for lie in lies:
-        with pytest.raises(StaleWrite):
+        with pytest.raises(StaleWrite, match="does not fit"):
             shm.open_writer(msgspec.structs.replace(ticket, **lie), source)
 
 
 def test_threads_hand_over_distinct_kv_through_too_small_an_arena(
-    directory: Path, shm: Transport, source: KVForm, target: KVForm
+    directory: Path, shm: Sender, source: KVForm, target: KVForm
 ) -> None:
     landing = Landing(directory, 5 * target.region_bytes(40), receiver="d")
     wrong: list[str] = []
@@ -348,7 +379,7 @@ def test_threads_hand_over_distinct_kv_through_too_small_an_arena(
                 wrong.append(str(error))
                 continue
             values = kv(source, tokens, seed * 100 + turn)[1]
-            want = codecs.decode(values[2], "bf16").transpose(1, 0, 2).astype(np.float16)
+            want = codecs.decode(values[2], BF16).transpose(1, 0, 2).astype(np.float16)
             if not np.array_equal(k_rows(private[5], tokens), want):
                 wrong.append(f"{seed}.{turn} got another's KV")
 

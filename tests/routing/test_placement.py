@@ -93,3 +93,11 @@ def test_the_choice_has_the_lowest_score(
     ways = [way for way in (placement.aggregated, placement.disaggregated) if way is not None]
     assert placement.chosen.score_s == min(way.score_s for way in ways)
     assert all(0 <= way.ttft_s <= way.total_s for way in ways)
+
+
+def test_a_busy_prefill_worker_on_the_same_cores_makes_decode_alone_dearer() -> None:
+    queue = PrefillState("p", FAST, queue_s=3.0)
+    apart = Fleet((queue,), (DecodeState("d", SLOW),), (LINK,))
+    together = Fleet((queue,), (DecodeState("d", SLOW, rival_s=3.0, rival_jobs=4),), (LINK,))
+    assert place(Demand(700, 64), apart).chosen.kind == "aggregated"
+    assert place(Demand(700, 64), together).chosen.kind == "disaggregated"

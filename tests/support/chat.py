@@ -8,6 +8,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from diptych.errors import InvalidRequest
+
 START, END = "<|im_start|>", "<|im_end|>"
 
 
@@ -71,6 +73,8 @@ class ChatML:
         return Utf8Decoder(self._bytes)
 
     def token_text(self, token: int) -> bytes:
+        if token >= len(self._bytes):
+            raise InvalidRequest(f"token {token} is not in the model's vocabulary")
         return self._bytes[token]
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -29,6 +29,15 @@ _LAST_USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 Step = tuple[int, ...] | float | Exception | str
 
 
+ALIASES = (
+    "amazon.nova-micro-v1:0",
+    "meta.llama3-1-8b-instruct-v1:0",
+    "mistral.mixtral-8x7b-instruct-v0:1",
+    "deepseek.r1-v1:0",
+    "openai.gpt-oss-20b-1:0",
+)
+
+
 class ScriptedModel(msgspec.Struct, frozen=True):
     id: str
     chat: ChatML
@@ -43,7 +52,7 @@ class ScriptedService:
     def __init__(self, models: Sequence[ScriptedModel] | None = None) -> None:
         chat = ChatML()
         self._models = models or (
-            ScriptedModel("tiny", chat, ("amazon.nova-micro-v1:0", "meta.llama3-1-8b-instruct-v1:0")),
+            ScriptedModel("tiny", chat, ALIASES),
             ScriptedModel("short", chat, context_tokens=64),
         )
         self._records: dict[str, RequestRecord] = {}
@@ -125,7 +134,7 @@ def _logprobs(request: Request, tokens: tuple[int, ...]) -> tuple[TokenLogprob, 
 def _steps(request: Request, chat: ChatML) -> Any:
     prompt = chat.text(request.prompt)
     said = _LAST_USER.findall(prompt)
-    script = said[-1] if said else prompt.removesuffix(END)
+    script = said[-1].rpartition("</tool_response>\n")[2] if said else prompt.removesuffix(END)
     if script.split(" ", 1)[0].strip() not in _COMMANDS:
         script = "say Hello from the other side."
     for line in script.split("\n"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from diptych.engines.prefix_cache import PrefixCache
+from diptych.engines.protocol import Description, KVSink
 from diptych.engines.torch_model import Decoder, KVBuffers
+from diptych.engines.torch_ops import Ops, PortableOps
 from diptych.engines.torch_weights import load_weights
 from diptych.errors import ConfigError, ContextExceeded, InvalidRequest
+from diptych.handoff import forms
+from diptych.handoff.contract import Geometry
 from diptych.models.resolve import ModelBundle
-
-if TYPE_CHECKING:
-    from diptych.engines.protocol import Description, KVSink
 
 Dtype = Literal["bf16", "f16", "f32"]
 _TORCH_DTYPE: Final = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -51,36 +52,20 @@ class TorchPrefill:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"PyTorch cannot use device {self.config.device!r}: {reason}") from error
         weights = load_weights(bundle, dtype, self.config.device)
-        self.decoder = Decoder(weights, bundle.geometry, dtype, self.config.device)
+        self.decoder = Decoder(weights, bundle.geometry, _ops(dtype, self.config.device))
         self.cache = PrefixCache(self.config.prefix_cache_mib * _MIB)
 
     def describe(self) -> Description:
         """The engine, and the form of the arrays that it gives to a sink: per layer [head, token, dim]."""
-        from diptych.engines.protocol import Description
-        from diptych.handoff.contract import Geometry, KVForm, Rope, Tensor
-
-        geometry = self.bundle.geometry
-        plane = Tensor(axes=("head", "token", "dim"), dtype=self.config.dtype)
-        form = KVForm(
-            name=f"torch-{self.config.dtype}",
-            fingerprint=self.bundle.fingerprint,
-            geometry=Geometry(
-                layers=geometry.layers,
-                kv_heads=geometry.kv_heads,
-                head_dim_k=geometry.head_dim_k,
-                head_dim_v=geometry.head_dim_v,
-            ),
-            keys=plane,
-            values=plane,
-            rope=Rope(pairing="half"),
-        )
+        g = self.bundle.geometry
+        cached = Geometry(layers=g.layers, kv_heads=g.kv_heads, head_dim_k=g.head_dim_k, head_dim_v=g.head_dim_v)
         return Description(
             engine="torch",
             build=f"torch {torch.__version__}",
             device=self.config.device,
             model=self.bundle.id,
             fingerprint=self.bundle.fingerprint,
-            form=form,
+            form=forms.hugging_face(cached, self.bundle.fingerprint, self.config.dtype),
             slots=1,
             context_tokens=self.bundle.context_tokens,
         )
@@ -105,7 +90,7 @@ class TorchPrefill:
         return self.cache.match(prompt)
 
     def next_logits(self, prompt: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [vocab] of the token after ``prompt``, computed chunk by chunk and without the prefix cache."""
+        """Logits [vocab] of the token after ``prompt``, computed in chunks and without the prefix cache."""
         tokens = self._checked(prompt)
         kv = self.decoder.new_buffers(len(prompt))
         *before, last = chunk_bounds(0, len(prompt), self.config.chunk_tokens)
@@ -137,8 +122,14 @@ class TorchPrefill:
         return list(keys), list(values)
 
 
+def _ops(dtype: torch.dtype, device: str) -> Ops:
+    from diptych.engines import torch_ops_cpu
+
+    return torch_ops_cpu.CpuOps() if torch_ops_cpu.supported(dtype, device) else PortableOps()
+
+
 def chunk_bounds(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:
-    """Cuts [start, stop) into equal chunks of about ``chunk`` tokens; a stub of a few tokens would be all overhead."""
+    """Cuts [start, stop) into equal chunks of about ``chunk`` tokens: a stub would be all overhead."""
     total = stop - start
     count = max(1, round(total / chunk)) if total else 0
     edges = [start + total * i // count for i in range(count + 1)] if count else []

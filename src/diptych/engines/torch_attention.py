@@ -1,7 +1,7 @@
 """Causal attention of one chunk of queries over everything before it and itself, with grouped KV heads.
 
-The query heads that share a KV head are stacked as rows of one matrix, so keys and values are never repeated. Queries
-go in blocks of about 128: a block's scores stay near the cache, and the upper triangle beyond its end is not computed.
+The query heads that share a KV head are stacked as rows of one matrix, so keys and values are never repeated.
+Queries go in blocks of about 128: a block's scores stay near the cache, nothing beyond its end is computed.
 
     keys     . . . . . . . . . . . . . | . . . . . .
              past (no mask)            | this block: masked with a triangle
@@ -22,9 +22,9 @@ def block_bounds(tokens: int) -> list[tuple[int, int]]:
 
 
 class CausalAttention:
-    """The attention of one layer's chunk; owns the scratch for its scores, so it serves one chunk at a time."""
+    """The attention of one layer's chunk; owns scratch for the scores, so it serves one at a time."""
 
-    def __init__(self, heads: int, kv_heads: int, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, heads: int, kv_heads: int, dtype: torch.dtype, device: torch.device) -> None:
         self.heads, self.kv_heads, self.group = heads, kv_heads, heads // kv_heads
         self._scores = torch.empty(0, dtype=dtype, device=device)
         infinite = torch.full((BLOCK_TOKENS, BLOCK_TOKENS), float("-inf"), dtype=dtype, device=device)
@@ -36,11 +36,11 @@ class CausalAttention:
         if self._scores.numel() < need:
             self._scores = self._scores.new_empty(need)
 
-    def block(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor) -> None:
+    def block(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Attends with one block of queries, scaled already, whose last token is the last of ``keys``.
 
-        ``query`` [heads, tokens, d_k], contiguous; ``keys`` [kv_heads, n, d_k] and ``values`` [kv_heads, n, d_v];
-        ``out`` [heads, tokens, d_v], contiguous, is written.
+        ``query`` [heads, tokens, d_k], contiguous; ``keys`` [kv_heads, n, d_k] and ``values`` likewise; the
+        result is [heads, tokens, d_v].
         """
         tokens, total = query.shape[1], keys.shape[1]
         rows = self.group * tokens
@@ -49,4 +49,4 @@ class CausalAttention:
         diagonal = scores.view(self.kv_heads, self.group, tokens, total)[..., total - tokens :]
         diagonal += self._triangle[:tokens, :tokens]
         torch.softmax(scores, -1, out=scores)
-        torch.bmm(scores, values, out=out.view(self.kv_heads, rows, -1))
+        return torch.bmm(scores, values).view(self.heads, tokens, -1)

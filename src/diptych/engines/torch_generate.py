@@ -1,7 +1,7 @@
 """The same model on transformers' stock path: what PyTorch alone would do, prompt and answer.
 
-A benchmark's baseline and a test's oracle, never part of serving. The stock modules take the engine's own tensors
-(rows of the merged matrices are views), so a second copy of the weights is not held.
+A benchmark's baseline and a test's oracle, never part of serving. The stock modules take the engine's own
+tensors (rows of the merged matrices are views), so a second copy of the weights is not held.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A decoder's weights as PyTorch tensors, read from a GGUF file or a Hugging Face folder.
 
-Quantised tensors are unpacked one at a time, straight into their place in the merged matrices, so that the peak is the
-model plus one tensor. Q and K end up in Hugging Face's half-rotated order whatever the file's own pairing is.
+Quantised tensors are unpacked a layer at a time: the peak is the model plus a layer or two. Q and K end up in
+Hugging Face's half-rotated order whatever the file's own pairing is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from diptych.errors import ConfigError, UnsupportedModel
 from diptych.models.gguf_file import TensorInfo, read_gguf
@@ -25,7 +29,7 @@ Source = Callable[[str], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One block. ``qkv`` stacks the rows of Q, K and V, ``gate_up`` those of gate and up; all are [out, in]."""
+    """One block. ``qkv`` stacks the rows of Q, K and V, ``gate_up`` those of gate and up; all [out, in]."""
 
     attention_norm: torch.Tensor
     qkv: torch.Tensor
@@ -40,7 +44,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """The whole model. ``inverse_frequencies`` is RoPE's, float32 [head_dim / 2]; ``head`` may be the embedding."""
+    """The whole model. ``inverse_frequencies`` is float32 [head_dim / 2]; ``head`` may be the embedding."""
 
     embedding: torch.Tensor
     layers: tuple[LayerWeights, ...]
@@ -139,16 +143,13 @@ def _gguf_source(path: str, geometry: Geometry) -> Source:
     return tensor
 
 
-def _dequantize(data: np.memmap[tuple[int, ...], np.dtype[np.uint8]], info: TensorInfo) -> np.ndarray:
-    from gguf.constants import GGMLQuantizationType
-    from gguf.quants import dequantize
-
+def _dequantize(data: NDArray[np.uint8], info: TensorInfo) -> NDArray[np.float32]:
     kind = GGMLQuantizationType(info.type)
     stored = data[info.offset : info.offset + info.bytes]
     try:
         values = dequantize(stored.reshape(*info.shape[:-1], -1), kind)
     except NotImplementedError as error:
-        raise UnsupportedModel(f"tensor {info.name} is of type {kind.name}, which cannot be unpacked here") from error
+        raise UnsupportedModel(f"tensor {info.name} is of type {kind.name}, which is not read") from error
     return np.array(values, np.float32).reshape(info.shape)
 
 
@@ -184,8 +185,6 @@ def _folder_name(name: str) -> str:
 
 
 def _folder_source(folder: Path) -> Source:
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{folder} holds no .safetensors weights")

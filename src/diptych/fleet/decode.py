@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 import uuid
 from collections import deque
@@ -53,7 +54,9 @@ class DecodeWorker:
         self._landing = landing
         self._deadlines = deadlines
         self._secret = secret
-        self._welcome = m.Welcome(settings.id, "decode", uuid.uuid4().hex, engine.describe(), os.getpid())
+        self._welcome = m.Welcome(
+            settings.id, "decode", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
+        )
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._handoffs: dict[Key, Ticket] = {}
         self._room: deque[asyncio.Event] = deque()

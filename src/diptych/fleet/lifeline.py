@@ -20,6 +20,14 @@ def tie_to_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
         raise SystemExit(1)
 
 
+def give_back_memory() -> bool:
+    """Has the allocator return what it keeps of freed memory, where it can; always True."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+    return True
+
+
 def stop_on_signals() -> asyncio.Event:
     """An event that SIGTERM and SIGINT set, for the running loop."""
     stop = asyncio.Event()

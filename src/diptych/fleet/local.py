@@ -49,9 +49,17 @@ class LocalWorkers:
 
 
 def _environment(worker: PrefillSettings | DecodeSettings) -> dict[str, str]:
-    """How the worker's compute threads wait. Two engines on the same cores starve one another when both spin for
-    long, and lose their rhythm when neither does (docs/performance.md has the table)."""
-    return {"OMP_NUM_THREADS": str(worker.threads), "GOMP_SPINCOUNT": str(worker.spin)}
+    """How the worker's compute threads wait, and what its allocator keeps.
+
+    Two engines on the same cores starve one another when both spin for long, and lose their rhythm when neither does
+    (docs/performance.md has the table). A decode worker allocates its KV once; what it frees later (probabilities of
+    a whole vocabulary, slot images) goes back to the system instead of staying resident.
+    """
+    threads = {"OMP_NUM_THREADS": str(worker.threads), "GOMP_SPINCOUNT": str(worker.spin)}
+    if isinstance(worker, PrefillSettings):
+        return threads
+    returned = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_MMAP_THRESHOLD_": "1048576"}
+    return threads | returned
 
 
 @asynccontextmanager

@@ -74,6 +74,7 @@ class Welcome(Message, frozen=True):
     instance: str
     description: Description
     pid: int
+    host: str
 
 
 class Pong(Message, frozen=True):

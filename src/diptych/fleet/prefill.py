@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 import uuid
@@ -18,12 +19,16 @@ from diptych.engines.protocol import PrefillEngine
 from diptych.errors import HandoffError
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
+from diptych.fleet.lifeline import give_back_memory
 from diptych.fleet.turns import next_turn
 from diptych.handoff import transports
 from diptych.handoff.ticket import verify
 from diptych.handoff.writer import Writer
 
 Key = tuple[bytes, str]
+
+IDLE_S = 2.0
+"""Seconds without work after which freed memory goes back to the system."""
 
 
 class Job:
@@ -57,7 +62,9 @@ class PrefillWorker:
         self._settings = settings
         self._deadlines = deadlines
         self._secret = secret
-        self._welcome = m.Welcome(settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid())
+        self._welcome = m.Welcome(
+            settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
+        )
         self._jobs: dict[Key, Job] = {}
         self._transports: dict[str, transports.Transport] = {}
         self._work = threading.Condition()
@@ -130,6 +137,7 @@ class PrefillWorker:
         self._engine.close()
 
     def _take(self) -> Job | None:
+        trimmed = False
         with self._work:
             while not self._closing:
                 jobs = self._jobs.values()
@@ -137,7 +145,8 @@ class PrefillWorker:
                 job = over or next_turn(jobs, time.monotonic(), self._settings.active_prompts)
                 if job is not None:
                     return job
-                self._work.wait()
+                if not self._work.wait(IDLE_S) and not trimmed:
+                    trimmed = give_back_memory()
             return None
 
     def _step(self, job: Job) -> None:

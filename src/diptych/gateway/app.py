@@ -1,32 +1,32 @@
 """The gateway as one ASGI app over a service.
 
-Paths are routed as they were sent: a model id may hold an encoded slash or colon, and a signature
-covers the raw form.
+Paths are routed as they were sent: a model id may hold an encoded slash or colon, and a signature covers the raw form.
+Starlette's router stands alone, without its application: that one's middlewares would take part in every send, and
+every endpoint answers its own errors (:class:`diptych.gateway.routes.Endpoint`).
 """
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
 
 from diptych.gateway.bedrock import failures as bedrock_failures
+from diptych.gateway.bedrock.control_routes import control_routes
 from diptych.gateway.bedrock.routes import bedrock_routes
 from diptych.gateway.intake import Limits
 from diptych.gateway.openai import failures as openai_failures
 from diptych.gateway.openai.routes import openai_routes
 from diptych.gateway.operations import operation_routes
 from diptych.gateway.ports import Service
-from diptych.gateway.refusals import MethodNotAllowed, NotFound
-from diptych.gateway.routes import Call, Gateway
+from diptych.gateway.refusals import NotFound
+from diptych.gateway.routes import Gateway, new_id
 
-_BEDROCK_PATHS = ("/model/",)
+_BEDROCK_PATHS = ("/model/", "/foundation-model", "/inference-profiles", "/guardrail", "/async-invoke")
 
 
-def build_app(service: Service, limits: Limits | None = None) -> GatewayApp:
-    """The app. ``limits`` bound what a request's body may cost."""
-    return GatewayApp(Gateway(service, limits or Limits()))
+def build_app(service: Service, limits: Limits | None = None, region: str = "us-east-1") -> GatewayApp:
+    """The app. ``limits`` bound what a request's body may cost; ``region`` is the label in ARNs."""
+    return GatewayApp(Gateway(service, limits or Limits(), region))
 
 
 class GatewayApp:
@@ -34,24 +34,20 @@ class GatewayApp:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        routes = [*bedrock_routes(gateway), *openai_routes(gateway), *operation_routes(gateway)]
-        app = Starlette(routes=routes, exception_handlers={404: self._unrouted, 405: self._unrouted})
-        app.router.redirect_slashes = False
-        self._app: ASGIApp = app
+        routes = [
+            *bedrock_routes(gateway), *openai_routes(gateway), *control_routes(gateway), *operation_routes(gateway)
+        ]  # fmt: skip
+        self._router = Router(routes, redirect_slashes=False, default=_unrouted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if raw_path := scope.get("raw_path"):
             scope["path"] = raw_path.decode("latin-1")
-        await self._app(scope, receive, send)
+        await self._router(scope, receive, send)
 
-    async def _unrouted(self, request: Request, error: Exception) -> Response:
-        """A path or method that is not served, in the shape of the dialect that the path belongs to."""
-        path, call = request.scope["path"], Call(self.gateway, request)
-        refusal = (
-            MethodNotAllowed(f"{request.method} is not allowed for {path}.")
-            if getattr(error, "status_code", 404) == 405
-            else NotFound(f"There is no {path} here.")
-        )
-        bedrock = path.startswith(_BEDROCK_PATHS)
-        respond = bedrock_failures.error_response if bedrock else openai_failures.error_response
-        return respond(refusal, call.id)
+
+async def _unrouted(scope: Scope, receive: Receive, send: Send) -> None:
+    """A path that is not served, in the shape of the dialect that it belongs to."""
+    path = scope["path"]
+    bedrock = path.startswith(_BEDROCK_PATHS)
+    respond = bedrock_failures.error_response if bedrock else openai_failures.error_response
+    await respond(NotFound(f"There is no {path} here."), new_id())(scope, receive, send)

@@ -8,8 +8,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from diptych.errors import InvalidRequest
-from diptych.gateway.refusals import BodyTimeout, BodyTooLarge
+from diptych.gateway.refusals import BodyTimeout, BodyTooLarge, MalformedBody
 
 Shape = TypeVar("Shape")
 
@@ -57,16 +56,16 @@ def _too_large(limits: Limits) -> BodyTooLarge:
 
 
 def parse(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
-    """The body in the decoder's shape. Raises InvalidRequest with the place of what is wrong."""
+    """The body in the decoder's shape. Raises MalformedBody with the place of what is wrong."""
     if not body:
-        raise InvalidRequest("The request body is empty. Send a JSON object.")
+        raise MalformedBody("The request body is empty. Send a JSON object.")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from None
+        raise MalformedBody(str(error)) from None
     except UnicodeDecodeError:
-        raise InvalidRequest("The request body is not valid UTF-8. Encode it as UTF-8.") from None
+        raise MalformedBody("The request body is not valid UTF-8. Encode it as UTF-8.") from None
     except msgspec.DecodeError as error:
-        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+        raise MalformedBody(f"The request body is not valid JSON: {error}.") from None
     except RecursionError:
-        raise InvalidRequest("The request body is nested too deeply.") from None
+        raise MalformedBody("The request body is nested too deeply.") from None

@@ -5,7 +5,6 @@ It holds the service: meets and qualifies the workers, then listens and says so.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import uvloop
 
 from diptych.config import FleetSettings
 from diptych.errors import ConfigError, DiptychError
@@ -71,7 +71,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=GatewaySpec)
     try:
-        asyncio.run(serve(spec))
+        uvloop.run(serve(spec))
     except ConfigError as exc:
         sys.stderr.write(f"error: {exc}\n")
         sys.exit(2)

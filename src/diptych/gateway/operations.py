@@ -16,7 +16,7 @@ _MOST_RECORDS = 1000
 
 def operation_routes(gateway: Gateway) -> list[Route]:
     return [
-        Route(path, Endpoint(gateway, handler, error_response), methods=["GET"])
+        Route(path, Endpoint(gateway, "GET", handler, error_response))
         for path, handler in (
             ("/health", health),
             ("/diptych/requests", list_records),

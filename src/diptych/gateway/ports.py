@@ -44,7 +44,10 @@ class ChatFormat(Protocol):
         """A fresh decoder for one stream."""
 
     def token_text(self, token: int) -> bytes:
-        """The bytes that a token stands for; not always valid UTF-8 by themselves."""
+        """The bytes that a token stands for; not always valid UTF-8 by themselves.
+
+        Raises InvalidRequest for an id that is not in the vocabulary.
+        """
 
 
 class ServedModel(Protocol):

@@ -13,6 +13,10 @@ class BodyTimeout(InvalidRequest):
     """The body did not arrive in time."""
 
 
+class MalformedBody(InvalidRequest):
+    """The body is no JSON, or not of the shape that the operation takes."""
+
+
 class NotFound(RequestError):
     """Nothing is served at this path, or under this id."""
 

@@ -50,6 +50,8 @@ class EventStream(Response):
         self._events = events
         self._failure = failure
         self._in_flight = in_flight
+        self.late_headers: Callable[[], Mapping[str, str]] = dict
+        """Headers that are known when the first event is."""
         self.init_headers({**id_headers(request_id), "cache-control": "no-store", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
@@ -58,6 +60,7 @@ class EventStream(Response):
     async def _pump(self, send: Send) -> None:
         async with aclosing(self._events) as events:
             first = await anext(events)
+            self.headers.update(self.late_headers())
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             last = b""
             try:

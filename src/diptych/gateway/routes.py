@@ -15,6 +15,7 @@ from diptych.errors import DiptychError
 from diptych.gateway.intake import Limits
 from diptych.gateway.lifetime import ClientGone, InFlight
 from diptych.gateway.ports import Service
+from diptych.gateway.refusals import MethodNotAllowed
 
 log = logging.getLogger("diptych.gateway")
 
@@ -22,12 +23,18 @@ Handler = Callable[["Call"], Awaitable[Response]]
 ErrorResponse = Callable[[Exception, str], Response]
 
 
-class Gateway:
-    """What every handler needs: the service, the limits, and the requests in flight."""
+def new_id() -> str:
+    """An id for a request, which is also its record's."""
+    return str(uuid.uuid4())
 
-    def __init__(self, service: Service, limits: Limits) -> None:
+
+class Gateway:
+    """What every handler needs: the service, the limits, the region's label and the requests in flight."""
+
+    def __init__(self, service: Service, limits: Limits, region: str) -> None:
         self.service = service
         self.limits = limits
+        self.region = region
         self.in_flight = InFlight()
 
 
@@ -37,22 +44,23 @@ class Call:
     def __init__(self, gateway: Gateway, http: Request) -> None:
         self.gateway = gateway
         self.http = http
-        self.id = str(uuid.uuid4())
+        self.id = new_id()
         self.created = int(time.time())
 
 
 class Endpoint:
     """A handler as an ASGI app. Whatever it raises before the response begins becomes its dialect's error."""
 
-    def __init__(self, gateway: Gateway, handler: Handler, error_response: ErrorResponse) -> None:
+    def __init__(self, gateway: Gateway, method: str, handler: Handler, error_response: ErrorResponse) -> None:
         self._gateway = gateway
+        self._method = method
         self._handler = handler
         self._error_response = error_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(self._gateway, Request(scope, receive))
         try:
-            response = await self._handler(call)
+            response = await self._respond(call)
             await response(scope, receive, send)
         except (ClientGone, ClientDisconnect):
             return
@@ -60,3 +68,9 @@ class Endpoint:
             if not isinstance(error, DiptychError):
                 log.exception("request %s failed", call.id)
             await self._error_response(error, call.id)(scope, receive, send)
+
+    async def _respond(self, call: Call) -> Response:
+        http = call.http
+        if http.method != self._method:
+            raise MethodNotAllowed(f"{http.method} is not allowed for {http.scope['path']}; use {self._method}.")
+        return await self._handler(call)

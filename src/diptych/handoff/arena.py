@@ -1,7 +1,7 @@
 """One fixed-size piece of shared memory that handoffs land in, with a control row for each handoff.
 
     file    | control rows, 64 bytes each | regions of any length, 4 KiB aligned, first fit ... |
-    row     | u64 epoch | u64 tokens written | ...
+    row     | u64 epoch | u64 tokens written | u64 writer | u64 given up | ...
 
 The owner (a decode worker) creates the file, reserves and touches every page of it (so nothing can run out
 of memory or fault later) and holds a lock on it for as long as it lives; a file whose lock is free belongs
@@ -30,16 +30,60 @@ HEADER_BYTES = ROWS * _ROW_WORDS * 8
 PAGE = 4096
 
 
+class Row:
+    """The control words that a handoff's two sides share. The receiver writes the epoch, the writer the rest.
+
+    The epoch is in force from offer to end; 0 is never one. A word is written in one piece.
+    """
+
+    def __init__(self, words: NDArray[np.uint64]) -> None:
+        self._words = words
+
+    def offer(self, epoch: int) -> None:
+        self._words[:4] = 0
+        self._words[0] = epoch
+
+    def strike(self) -> None:
+        """From now on the epoch's writer may not write."""
+        self._words[0] = 0
+
+    def holds(self, epoch: int) -> bool:
+        return bool(self._words[0] == epoch)
+
+    def claim(self, writer: int) -> bool:
+        """Makes ``writer`` the only one; False where another one is already."""
+        if self._words[2] == 0:
+            self._words[2] = writer
+        return bool(self._words[2] == writer)
+
+    def wrote(self, tokens: int) -> None:
+        self._words[1] += np.uint64(tokens)
+
+    def give_up(self, epoch: int) -> None:
+        """The writer says that nothing more will come; it names its epoch, so a late word means nothing."""
+        self._words[3] = epoch
+
+    @property
+    def tokens(self) -> int:
+        return int(self._words[1])
+
+    def given_up(self, epoch: int) -> bool:
+        return bool(self._words[3] == epoch)
+
+
 class Arena:
-    """A mapping of the file: ``rows`` (u64 [ROWS, 8]) and ``data`` (bytes after the rows)."""
+    """A mapping of the file: control rows, and ``data``, the bytes for regions."""
 
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self.path = path
         self._descriptor = descriptor
         self._map = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         whole = np.frombuffer(self._map, np.uint8)
-        self.rows: NDArray[np.uint64] = whole[:HEADER_BYTES].view(np.uint64).reshape(ROWS, _ROW_WORDS)
+        self._rows: NDArray[np.uint64] = whole[:HEADER_BYTES].view(np.uint64).reshape(ROWS, _ROW_WORDS)
         self.data: NDArray[np.uint8] = whole[HEADER_BYTES:]
+
+    def row(self, slot: int) -> Row:
+        return Row(self._rows[slot])
 
     @property
     def size(self) -> int:
@@ -84,7 +128,7 @@ class Arena:
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1
-        del self.rows, self.data
+        del self._rows, self.data
         with contextlib.suppress(BufferError):  # a view is in use; the mapping goes with the last one
             self._map.close()
 

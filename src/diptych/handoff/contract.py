@@ -13,6 +13,8 @@ other:
              head-major    [head][token][dim]         heads x tokens x (dim * item)
              transposed V  [head][dim][token]         (heads * dim) x tokens x item
              paged         [block][head][slot][dim]   1 x blocks x (heads * slots * dim * item)
+             packed        K and V share each unit, at their own strides and offsets: one image a layer, or,
+                           where the layers too lie inside a unit, one image in all
 
 so that whatever lies between the converter and the engine (frames, digests, transports) deals with three
 integers per image and not with layouts.
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -31,17 +34,11 @@ VERSION = 1
 Axis = Literal["layer", "block", "token", "head", "dim"]
 Dtype = Literal["f32", "f16", "bf16", "f8e4m3", "i8", "q8_0"]
 Pairing = Literal["half", "interleaved", "none"]
-Plane = Literal["k", "v"]
+Plane = Literal["k", "k_scale", "v", "v_scale", "kv"]
+Scheme = Literal["none", "tensor", "inline", "apart"]
 
-GROUPS: dict[Dtype, tuple[int, int]] = {
-    "f32": (1, 4),
-    "f16": (1, 2),
-    "bf16": (1, 2),
-    "f8e4m3": (1, 1),
-    "i8": (1, 1),
-    "q8_0": (32, 34),  # llama.cpp: an f16 scale, then 32 signed bytes
-}
-"""Per dtype, how many neighbouring values of ``dim`` are stored together, and in how many bytes."""
+ITEM_BYTES: dict[Dtype, int] = {"f32": 4, "f16": 2, "bf16": 2, "f8e4m3": 1, "i8": 1, "q8_0": 1}
+"""Bytes of one value without its scale."""
 
 
 class Geometry(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,24 +86,55 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
         return other.start <= self.start and self.stop <= other.stop
 
 
-class Tensor(msgspec.Struct, frozen=True, kw_only=True):
-    """K or V. ``axes`` run from the slowest to the fastest; ``layer`` is not among them where each layer is
-    an array.
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    """How a stored number becomes a value: value = number * scale.
 
-    With a ``block`` axis, ``token`` counts the slots inside a block. ``strides`` (bytes, one an axis) and
-    ``offset`` describe raw memory; None means that an array's own strides rule (a source) or that it is
-    dense (a target).
+    - "none": there is no scale.
+    - "tensor": ``values`` has one scale for all layers held, or one for each; they come with the weights.
+    - "inline": every ``group`` neighbouring values of ``dim`` are stored behind their own f32 scale.
+    - "apart": the same scales in an array of their own, the tensor's axes with dim / group entries of f32.
+
+    q8_0 is llama.cpp's own inline scheme: an f16 scale, then 32 signed bytes.
+    """
+
+    scheme: Scheme = "none"
+    group: int = 0
+    values: tuple[float, ...] = ()
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """K or V. ``axes`` run from the slowest to the fastest; with a ``block`` axis, ``token`` counts the slots
+    inside a block.
+
+    Without ``strides`` every layer is an array of its own, dense in a target, with the array's own strides in
+    a source. With ``strides`` (bytes, one an axis) and ``offset``, K and V lie in the same memory: one buffer
+    a layer, or one for all where ``layer`` is among the axes.
     """
 
     axes: tuple[Axis, ...]
     dtype: Dtype
+    scale: Scale = Scale()
     strides: tuple[int, ...] | None = None
     offset: int = 0
 
+    @property
+    def group(self) -> int:
+        """Neighbouring values of ``dim`` that are stored as one item."""
+        if self.dtype == "q8_0":
+            return 32
+        return self.scale.group if self.scale.scheme == "inline" else 1
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one stored item, its inline scale included."""
+        inline = 2 if self.dtype == "q8_0" else 4 if self.scale.scheme == "inline" else 0
+        return inline + self.group * ITEM_BYTES[self.dtype]
+
 
 class Image(msgspec.Struct, frozen=True):
-    """One layer of K or V in a landing region: ``outer`` x ``units`` x ``unit_bytes``, a unit
-    ``unit_tokens`` tokens.
+    """One dense part of a landing region: ``outer`` x units x ``unit_bytes``, a unit ``unit_tokens`` tokens.
+
+    ``layer`` is -1 where the image holds all layers.
     """
 
     plane: Plane
@@ -121,15 +149,6 @@ class Image(msgspec.Struct, frozen=True):
     def size(self, tokens: int) -> int:
         """Bytes of the image of ``tokens`` tokens."""
         return self.outer * self.units(tokens) * self.unit_bytes
-
-
-@functools.lru_cache(256)
-def _images(form: KVForm) -> tuple[Image, ...]:
-    return tuple(
-        Image(plane, layer, *form.unit_of(tensor, head_dim))
-        for plane, tensor, head_dim in form.planes
-        for layer in range(form.layer_span.start, form.layer_span.stop)
-    )
 
 
 class KVForm(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +184,20 @@ class KVForm(msgspec.Struct, frozen=True, kw_only=True):
         return self.block_tokens or 1
 
     @property
+    def unit_axis(self) -> Axis:
+        return "block" if self.block_tokens else "token"
+
+    @property
+    def packed(self) -> bool:
+        """True where K and V share memory."""
+        return self.keys.strides is not None
+
+    @property
+    def stacked(self) -> bool:
+        """True where all layers share memory too."""
+        return "layer" in self.keys.axes
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes of one token over all layers held, K and V (a block's share, where paged)."""
         return self.region_bytes(self.unit_tokens) // self.unit_tokens
@@ -186,19 +219,35 @@ class KVForm(msgspec.Struct, frozen=True, kw_only=True):
         return sum(image.size(tokens) for image in self.images)
 
     def extent(self, axis: Axis, head_dim: int, tokens: int) -> int:
-        """Length of ``axis`` in stored groups (not values) where ``tokens`` tokens are held."""
+        """Length of ``axis`` where ``tokens`` tokens are held; that of ``dim`` is in values."""
         if axis == "token":
             return self.block_tokens or tokens
         if axis == "block":
             return -(-tokens // self.unit_tokens)
         return {"head": self.head_span.size, "dim": head_dim, "layer": self.layer_span.size}[axis]
 
-    def unit_of(self, tensor: Tensor, head_dim: int) -> tuple[int, int, int]:
-        """(outer, unit_tokens, unit_bytes) of an image of this tensor."""
-        group, item = GROUPS[tensor.dtype]
-        unit_axis: Axis = "block" if self.block_tokens else "token"
-        axes = tuple(axis for axis in tensor.axes if axis != "layer")
-        at = axes.index(unit_axis)
-        outer = math.prod(self.extent(axis, head_dim, 1) for axis in axes[:at])
-        inner = math.prod(self.extent(axis, head_dim, 1) for axis in axes[at + 1 :])
-        return outer, self.unit_tokens, inner * item // group
+
+@functools.lru_cache(256)
+def _images(form: KVForm) -> tuple[Image, ...]:
+    layers = range(form.layer_span.start, form.layer_span.stop)
+    if form.packed:
+        assert form.keys.strides is not None
+        unit_bytes = form.keys.strides[form.keys.axes.index(form.unit_axis)]
+        held = (-1,) if form.stacked else layers
+        return tuple(Image("kv", layer, 1, form.unit_tokens, unit_bytes) for layer in held)
+    return tuple(
+        image
+        for plane, tensor, head_dim in form.planes
+        for layer in layers
+        for image in _dense(form, plane, tensor, head_dim, layer)
+    )
+
+
+def _dense(form: KVForm, plane: Plane, tensor: Tensor, head_dim: int, layer: int) -> Iterator[Image]:
+    at = tensor.axes.index(form.unit_axis)
+    outer = math.prod(form.extent(axis, head_dim // tensor.group, 1) for axis in tensor.axes[:at])
+    inner = math.prod(form.extent(axis, head_dim // tensor.group, 1) for axis in tensor.axes[at + 1 :])
+    yield Image(plane, layer, outer, form.unit_tokens, inner * tensor.item_bytes)
+    if tensor.scale.scheme == "apart":
+        scales = inner // head_dim * (head_dim // tensor.scale.group) * 4
+        yield Image("k_scale" if plane == "k" else "v_scale", layer, outer, form.unit_tokens, scales)

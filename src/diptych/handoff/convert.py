@@ -1,203 +1,268 @@
 """The one converter: executes a plan on one chunk of tokens, image by image, over named axes.
 
-    engine's arrays --cut, reorder, re-pair, cast--> staging (private, cached) --copy--> landing region
-                                                        +--> digest
+    engine's arrays --cut, re-page, reorder, re-pair, cast--> staging (private, cached) --> landing region
+                                                                 |
+                                                                 +--> digest
 
 Every image of a chunk is made in a private staging buffer first. Its digest is taken there, so it says what
 *we* made, whatever another process may do to shared memory in the meantime; and transports get dense bytes,
-whatever the layout. The staging buffer is small enough to stay in the cache, so this costs little next to
-writing the region itself.
+whatever the layout. The buffer is small enough to stay in the cache, so this costs little next to writing the
+region itself (one exception: a target that keeps all layers in one block is staged whole).
 
 Casts that numba has a kernel for run at memory speed without the interpreter's lock; the rest runs in numpy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from diptych.errors import CorruptKV
-from diptych.handoff import codecs
-from diptych.handoff.contract import Dtype, KVForm, Tensor
+from diptych.handoff import codecs, layout
+from diptych.handoff.contract import KVForm, Tensor
+from diptych.handoff.layout import Cells, Chunk
 from diptych.handoff.plan import Plan
 from diptych.handoff.region import Bytes, Region
 
-Cells = NDArray[Any]
-"""Stored items of one layer of K or V; inside this module viewed as [token, head, dim] whatever the memory
-order.
-"""
 
-_CELL_AXES = ("token", "head", "dim")
+def execute(plan: Plan, token_start: int, chunk: Chunk, region: Region) -> bytes:
+    """Writes the chunk, whose first token is ``token_start``, into ``region``; returns its XXH3-128 digest.
 
-
-def execute(plan: Plan, token_start: int, keys: Sequence[Cells], values: Sequence[Cells], region: Region) -> bytes:
-    """Writes the chunk that starts at ``token_start`` into ``region``; returns its XXH3-128 digest.
-
-    ``keys`` and ``values`` hold one array per layer of the source, all of one chunk of tokens; ``region``
-    has the target's images. Raises CorruptKV where an array is not of the source's form.
+    Raises CorruptKV where an array is not of the source's form.
     """
     digest = xxhash.xxh3_128()
-    tokens = chunk_tokens(plan.source, keys)
-    for index, staged in enumerate(converted(plan, keys, values)):
+    for index, staged in enumerate(converted(plan, chunk)):
         digest.update(staged.data)
-        region.put(index, token_start, tokens, staged)
+        region.put(index, token_start, chunk.tokens, staged)
     return digest.digest()
 
 
-def converted(plan: Plan, keys: Sequence[Cells], values: Sequence[Cells]) -> Iterator[Bytes]:
-    """The target's images of one chunk, in their order, as dense bytes; each is valid until the next is
-    asked for.
+def converted(plan: Plan, chunk: Chunk) -> Iterator[Bytes]:
+    """The target's images of one chunk, in their order, as dense bytes; each valid until the next is asked
+    for.
     """
-    tokens = chunk_tokens(plan.source, keys)
-    staging = np.empty(max(image.size(tokens) for image in plan.target.images), np.uint8)
-    for index, ((plane, _, _), arrays) in enumerate(zip(plan.source.planes, (keys, values), strict=False)):
-        if len(arrays) != plan.source.layer_span.size:
-            raise CorruptKV(f"{len(arrays)} layers of {plane} were handed over, not {plan.source.layer_span.size}")
-        mover: _Mover | None = None
-        for array in arrays[plan.layers.start : plan.layers.stop]:
-            if mover is None or not mover.fits(array):
-                mover = _Mover(plan, index, array, tokens, staging)
-            yield mover.move(array)
-
-
-def chunk_tokens(form: KVForm, keys: Sequence[Cells]) -> int:
-    """How many tokens the arrays of one chunk hold."""
-    if not keys:
-        raise CorruptKV("no layers were handed over")
-    axes = _axes(form.keys)
-    if keys[0].ndim != len(axes):
-        raise CorruptKV(f"an array of shape {keys[0].shape} was handed over for axes {axes}")
-    return int(keys[0].shape[axes.index("token")])
+    if plan.target.packed:
+        yield from _packed(plan, chunk)
+    else:
+        for plane in range(len(plan.target.planes)):
+            yield from _plane(plan, plane, chunk)
 
 
 def warm(plan: Plan) -> None:
-    """Loads (or, once per installation, compiles) what this plan's conversions need, so that no request
-    waits for it.
-    """
-    form = plan.source
-    extents = {"token": 16, "head": form.head_span.size}
-    arrays = [
-        [
-            np.zeros([extents.get(axis, head_dim) for axis in _axes(tensor)], codecs.STORAGE[tensor.dtype])
-            for _ in range(form.layer_span.size)
-        ]
-        for _, tensor, head_dim in form.planes
-    ]
-    memory = np.zeros(plan.target.region_bytes(16), np.uint8)
-    execute(plan, 0, arrays[0], arrays[-1], Region(plan.target, memory, 16))
+    """Loads (or, once per installation, compiles) what this plan needs, so that no request waits for it."""
+    tokens = 16 * max(1, plan.source.unit_tokens, plan.target.unit_tokens)
+    memory = np.zeros(plan.source.region_bytes(tokens), np.uint8)
+    chunk = Chunk.of(plan.source, *layout.arrays(plan.source, memory, tokens), tokens)
+    landing = np.zeros(plan.target.region_bytes(tokens), np.uint8)
+    execute(plan, 0, chunk, Region(plan.target, landing, tokens))
+
+
+def _plane(plan: Plan, plane: int, chunk: Chunk) -> Iterator[Bytes]:
+    """The images of K or V of a target that keeps them apart: per layer the items, then scales kept apart."""
+    form = plan.target
+    sizes = [image.size(chunk.tokens) for image in form.images if image.plane[0] == form.planes[plane][0]]
+    apart = form.planes[plane][1].scale.scheme == "apart"
+    staging = np.zeros(sizes[0], np.uint8)
+    scales = np.zeros(sizes[1] if apart else 0, np.uint8)
+    mover = _Mover(plan, plane, chunk)
+    mover.aim(
+        _dense(form, plane, staging, chunk.tokens),
+        _scales(form, plane, scales, chunk.tokens) if apart else None,
+    )
+    for layer in range(plan.layers.start, plan.layers.stop):
+        as_is = mover.as_is(layer)
+        if as_is is not None:
+            yield as_is
+            continue
+        mover.move(layer)
+        yield staging
+        if apart:
+            yield scales
+
+
+def _packed(plan: Plan, chunk: Chunk) -> Iterator[Bytes]:
+    """The images of a target that packs K and V: per layer, or one of all layers."""
+    form = plan.target
+    staging = np.zeros(form.images[0].size(chunk.tokens), np.uint8)
+    movers = [_Mover(plan, plane, chunk) for plane in range(len(form.planes))]
+    for layer in range(plan.layers.start, plan.layers.stop):
+        within = layer - plan.layers.start if form.stacked else 0
+        for plane, mover in enumerate(movers):
+            mover.aim(layout.cells(form, plane, staging, chunk.tokens, within), None)
+            mover.move(layer)
+        if not form.stacked:
+            yield staging
+    if form.stacked:
+        yield staging
+
+
+def _dense(form: KVForm, plane: int, staging: Bytes, tokens: int) -> Cells:
+    _, tensor, head_dim = form.planes[plane]
+    shape = [form.extent(axis, head_dim // tensor.group, tokens) for axis in tensor.axes]
+    return layout.cells(form, plane, staging.view(codecs.storage(tensor)).reshape(shape), tokens, 0)
+
+
+def _scales(form: KVForm, plane: int, staging: Bytes, tokens: int) -> Cells:
+    _, tensor, head_dim = form.planes[plane]
+    shape = [form.extent(axis, head_dim // tensor.scale.group, tokens) for axis in tensor.axes]
+    return layout.scale_cells(form, plane, staging.view(np.float32).reshape(shape), tokens)
 
 
 class _Mover:
-    """Moves arrays of one shape and one set of strides into staging; made once for all the layers of a
-    plane.
-    """
+    """Moves K or V of one layer after the other from the engine's arrays to where it is aimed."""
 
-    def __init__(self, plan: Plan, plane_index: int, array: Cells, tokens: int, staging: Bytes) -> None:
-        plane, have, head_dim = plan.source.planes[plane_index]
-        want = plan.target.planes[plane_index][1]
-        self._kind = (array.shape, array.strides, array.dtype)
-        self._have, self._want = have, want
-        self._heads = plan.heads
-        self._storage = codecs.STORAGE[have.dtype]
-        self._order = [_axes(have).index(axis) for axis in _CELL_AXES]
-        cells = self._cells(array, plan.source, head_dim, tokens)
-        self._as_is = plan.identity and array.flags.c_contiguous
-        self._staged, target = _staging_for(want, cells.shape, staging)
-        repair = plane == "k" and plan.source.rope.pairing != plan.target.rope.pairing
-        self._moves = [
-            (
-                start,
-                stop,
-                pairing,
-                _loop(cells[..., start:stop], target[..., start:stop], have, want, pairing),
-            )
-            for start, stop, pairing in (_spans(plan, head_dim) if repair else [(0, head_dim, "none")])
-        ]
-        self._target = target
+    def __init__(self, plan: Plan, plane: int, chunk: Chunk) -> None:
+        self._plan, self._plane, self._chunk = plan, plane, chunk
+        name, self._have, head_dim = plan.source.planes[plane]
+        self._want = plan.target.planes[plane][1]
+        self._memory = chunk.values if name == "v" and not plan.source.packed else chunk.keys
+        self._stacked = plan.source.stacked
+        self._view = layout.View(plan.source, plane, chunk.tokens)
+        self._heads = None if plan.heads.size == plan.source.head_span.size else plan.heads
+        self._spans = list(_spans(plan, name, head_dim))
+        self._same = (self._have.dtype, self._have.scale) == (self._want.dtype, self._want.scale)
+        self._untouched = plan.identity and not plan.source.packed and not plan.source.block_tokens
+        self._loops: list[Any] = []
+        self._kind: Any = None
 
-    def fits(self, array: Cells) -> bool:
-        return self._kind == (array.shape, array.strides, array.dtype)
+    def aim(self, target: Cells, scales: Cells | None) -> None:
+        """Where the next layers go, as cells: items, and scales that are kept apart."""
+        self._target, self._target_scales = target, scales
+        self._kind = None
 
-    def move(self, array: Cells) -> Bytes:
-        stored = array.view(self._storage)
-        if self._as_is:
-            return stored.view(np.uint8).reshape(-1)
-        cells = stored.transpose(self._order)[:, self._heads.start : self._heads.stop]
-        for start, stop, pairing, loop in self._moves:
-            source, target = cells[..., start:stop], self._target[..., start:stop]
+    def as_is(self, layer: int) -> Bytes | None:
+        """The engine's own bytes, where nothing is to be changed and they are dense already."""
+        if not self._untouched:
+            return None
+        memory = self._memory[layer]
+        if isinstance(memory, tuple) or not memory.flags.c_contiguous:
+            return None
+        self._view(memory, layer)  # is it of the form?
+        raw: Bytes = memory.reshape(-1).view(np.uint8)
+        return raw
+
+    def move(self, layer: int) -> None:
+        source = self._source(layer)
+        kind = (source.shape, source.strides)
+        if self._kind != kind:
+            self._learn(source)
+            self._kind = kind
+        if not self._loops:
+            self._move_in_numpy(source, layer)
+        for start, stop, loop, target in self._loops:
+            part = source if len(self._loops) == 1 else source[..., start:stop]
+            loop(part, self._chunk.blocks, target, self._chunk.tokens)
+
+    def _learn(self, source: Cells) -> None:
+        """How to move cells of this shape and these strides: by compiled loops, or (none) in numpy."""
+        blocks = self._chunk.blocks
+        if blocks.min() < 0 or blocks.max() >= source.shape[0]:
+            raise CorruptKV(f"the table of blocks names one that is not among the {source.shape[0]}")
+        self._loops = []
+        for start, stop, pairing in self._spans:
+            target = self._target[..., start:stop]
+            loop = _loop(source[..., start:stop], target, self._have, self._want, pairing)
             if loop is None:
-                _move(source, target, self._have.dtype, self._want.dtype, pairing)
-            else:
-                loop(source, target.view(np.uint32))
-        return self._staged
+                self._loops = []
+                return
+            self._loops.append((start, stop, loop, target.view(np.uint32)))
 
-    def _cells(self, array: Cells, form: KVForm, head_dim: int, tokens: int) -> Cells:
-        extents = {"token": tokens, "head": form.head_span.size, "dim": head_dim}
-        wanted = tuple(extents[axis] for axis in _axes(self._have))
-        if array.shape != wanted or array.itemsize != self._storage.itemsize:
-            raise CorruptKV(f"an array of {array.dtype} {array.shape} was handed over, not {self._have.dtype} {wanted}")
-        cells: Cells = array.view(self._storage).transpose(self._order)[:, self._heads.start : self._heads.stop]
-        return cells
+    def _source(self, layer: int) -> Cells:
+        memory = self._memory[0 if self._stacked else layer]
+        found = self._view(memory[0] if isinstance(memory, tuple) else memory, layer)
+        return found if self._heads is None else found[:, :, self._heads.start : self._heads.stop]
+
+    def _move_in_numpy(self, source: Cells, layer: int) -> None:
+        """Every pair of dtypes and every stride; numbers that need not change keep their very bits."""
+        items = _gather(source, self._chunk)
+        scales = self._source_scales(layer)
+        paired = any(pairing != "none" for _, _, pairing in self._spans)
+        regrouped = paired and (self._have.group > 1 or scales is not None)
+        if not self._same or regrouped:
+            values = codecs.decode(items, self._have, _static(self._have, layer), scales)
+            to = layer - self._plan.layers.start
+            items, scales = codecs.encode(self._paired(values), self._want, _static(self._want, to))
+        else:
+            items = self._paired(items)
+        _scatter(items, self._target)
+        if self._target_scales is not None:
+            assert scales is not None
+            _scatter(scales, self._target_scales)
+
+    def _source_scales(self, layer: int) -> Cells | None:
+        memory = self._memory[0 if self._plan.source.stacked else layer]
+        if not isinstance(memory, tuple):
+            return None
+        form, heads = self._plan.source, self._plan.heads
+        found = layout.scale_cells(form, self._plane, memory[1], self._chunk.tokens)
+        return _gather(found[:, :, heads.start : heads.stop], self._chunk)
+
+    def _paired(self, items: Cells) -> Cells:
+        """Dimensions in the order of the target's pairing."""
+        if all(pairing == "none" for _, _, pairing in self._spans):
+            return items
+        out = items.copy()
+        for start, stop, pairing in self._spans:
+            half = (stop - start) // 2
+            if pairing == "interleaved":
+                out[..., start:stop:2] = items[..., start : start + half]
+                out[..., start + 1 : stop : 2] = items[..., start + half : stop]
+            elif pairing == "half":
+                out[..., start : start + half] = items[..., start:stop:2]
+                out[..., start + half : stop] = items[..., start + 1 : stop : 2]
+        return out
 
 
-def _axes(tensor: Tensor) -> tuple[str, ...]:
-    return tuple(axis for axis in tensor.axes if axis != "layer")
-
-
-def _staging_for(want: Tensor, cells: tuple[int, ...], staging: Bytes) -> tuple[Bytes, Cells]:
-    """Dense bytes for [token, head, dim] ``cells`` in the target's order, and the same memory seen as those
-    cells.
-    """
-    axes = _axes(want)
-    shape = [cells[_CELL_AXES.index(axis)] for axis in axes]
-    storage = codecs.STORAGE[want.dtype]
-    staged = staging[: cells[0] * cells[1] * cells[2] * storage.itemsize]
-    return staged, staged.view(storage).reshape(shape).transpose([axes.index(axis) for axis in _CELL_AXES])
-
-
-def _spans(plan: Plan, head_dim: int) -> Iterator[tuple[int, int, str]]:
+def _spans(plan: Plan, plane: str, head_dim: int) -> Iterator[tuple[int, int, str]]:
     """(start, stop, pairing wanted) over one head's dimensions; "none" where they only move."""
+    wanted = plan.target.rope.pairing
+    if plane != "k" or plan.source.rope.pairing == wanted:
+        yield 0, head_dim, "none"
+        return
     start, stop = plan.source.rope.span(head_dim)
-    for first, last, pairing in (
-        (0, start, "none"),
-        (start, stop, plan.target.rope.pairing),
-        (stop, head_dim, "none"),
-    ):
+    for first, last, pairing in ((0, start, "none"), (start, stop, wanted), (stop, head_dim, "none")):
         if first < last:
             yield first, last, pairing
 
 
+def _static(tensor: Tensor, layer: int) -> float:
+    values = tensor.scale.values
+    return 1.0 if not values else values[layer] if len(values) > 1 else values[0]
+
+
+def _gather(source: Cells, chunk: Chunk) -> Cells:
+    """The chunk's tokens as [token, head, item]."""
+    if source.shape[0] == 1 and chunk.blocks.size == 1 and chunk.blocks[0] == 0:
+        return source[0, : chunk.tokens]
+    taken = source[chunk.blocks]
+    return taken.reshape(-1, *source.shape[2:])[: chunk.tokens]
+
+
+def _scatter(items: Cells, target: Cells) -> None:
+    """[token, head, item] into [block, token, head, item]; the rest of the last block stays."""
+    slots = target.shape[1]
+    full = items.shape[0] // slots
+    target[:full] = items[: full * slots].reshape(full, slots, *items.shape[1:])
+    if rest := items.shape[0] % slots:
+        target[full, :rest] = items[full * slots :]
+
+
 def _loop(source: Cells, target: Cells, have: Tensor, want: Tensor, pairing: str) -> Any:
-    """The compiled kernel for these arrays: rows of neighbouring items, whole aligned words, strides only
-    forward.
-    """
-    words = 2 if pairing == "half" else 1
-    if not (
-        target.itemsize == 2
-        and source.strides[2] == source.itemsize
-        and target.strides[2] == 2
-        and target.shape[2] % (2 * words) == 0
-        and target.ctypes.data % 4 == 0
-        and all(stride % 4 == 0 for stride in target.strides[:2])
-        and all(stride >= 0 and stride % source.itemsize == 0 for stride in source.strides[:2])
+    """The compiled kernel, if there is one: for rows of neighbours, aligned words, forward strides."""
+    words = 4 if pairing == "half" else 2
+    if (
+        target.itemsize != 2
+        or (have.scale.scheme, want.scale.scheme) != ("none", "none")
+        or (source.strides[3], target.strides[3]) != (source.itemsize, 2)
+        or target.shape[3] % words
+        or target.ctypes.data % 4
+        or any(stride % 4 for stride in target.strides[:3])
+        or any(stride < 0 or stride % source.itemsize for stride in source.strides[:3])
     ):
         return None
     from diptych.handoff import kernels  # noqa: PLC0415  numba takes half a second to import
 
     return kernels.kernel(have.dtype, want.dtype, kernels.MODES[pairing])
-
-
-def _move(source: Cells, target: Cells, have: Dtype, want: Dtype, pairing: str) -> None:
-    """The same in numpy, for every pair of dtypes and every stride; equal dtypes keep their very bits."""
-    bits = source if have == want else codecs.encode(codecs.decode(source, have), want)
-    half = target.shape[2] // 2
-    if pairing == "interleaved":
-        target[..., 0::2], target[..., 1::2] = bits[..., :half], bits[..., half:]
-    elif pairing == "half":
-        target[..., :half], target[..., half:] = bits[..., 0::2], bits[..., 1::2]
-    else:
-        target[...] = bits

@@ -7,8 +7,10 @@ Two results are packed into one 32-bit store, which is what lets LLVM vectorise 
                            out[n/4 + j]   = a[4j + 1]| a[4j + 3]  << 16       second half
     none                   out[j]         = a[2j]    | a[2j + 1]  << 16
 
-A source is a flat window of memory and the strides (in items) of token and head; ``dim`` has stride 1 on
-both sides. Everything else goes through :mod:`codecs` in numpy, which is also what these kernels are tested
+Source and target are [block, token, head, dim], ``dim`` with stride 1; a token is found through the source's
+table of blocks, in the target in order. Storage that is not paged is one block.
+
+Everything else goes through :mod:`codecs` in numpy, which is also what these kernels are tested
 against. Compiled code is kept in numba's cache: beside this file, or in the user's cache folder where that
 is read-only.
 """
@@ -26,12 +28,13 @@ from numba.extending import intrinsic, register_jitable
 
 from diptych.handoff.contract import Dtype
 
-Kernel = Callable[[Any, Any], None]
+Kernel = Callable[..., None]
 PLAIN, TO_INTERLEAVED, TO_HALF = 0, 1, 2
 MODES: dict[str, int] = {"none": PLAIN, "interleaved": TO_INTERLEAVED, "half": TO_HALF}
 """By the pairing that the target wants, "none" where the dimensions only move."""
 
-_WORDS = types.Array(types.uint32, 3, "A")
+_WORDS = types.Array(types.uint32, 4, "A")
+_TABLE = types.Array(types.int64, 1, "C")
 _LINES = types.Array(types.uint8, 1, "C")
 _LINES_FROM = types.Array(types.uint8, 1, "C", readonly=True)
 
@@ -110,6 +113,15 @@ def _fence(_typing: Any) -> Any:
 
 
 @register_jitable
+def _extent(array: Any) -> Any:
+    """Items from an array's first to its last."""
+    total = 1
+    for axis in range(4):
+        total += (array.shape[axis] - 1) * (array.strides[axis] // array.itemsize)
+    return total
+
+
+@register_jitable
 def _same(bits: Any) -> Any:
     return bits
 
@@ -178,17 +190,28 @@ def kernel(source: Dtype, target: Dtype, mode: int) -> Kernel | None:
 def _compile(cast: Callable[[Any], Any], item: Any, mode: int) -> Kernel:
     """``cast`` is a plain function and ``mode`` a number, so numba's cache knows them across processes."""
 
-    @njit(types.void(types.Array(item, 3, "A", readonly=True), _WORDS), nogil=True, cache=True)
-    def rows(source: Any, target: Any) -> None:
-        tokens, heads, dims = source.shape
-        source_token, source_head = source.strides[0] // source.itemsize, source.strides[1] // source.itemsize
-        target_token, target_head = target.strides[0] // 4, target.strides[1] // 4
-        items = carray(_first(source), ((tokens - 1) * source_token + (heads - 1) * source_head + dims,))
+    @njit(
+        types.void(types.Array(item, 4, "A", readonly=True), _TABLE, _WORDS, types.int64),
+        nogil=True,
+        cache=True,
+    )
+    def rows(source: Any, blocks: Any, target: Any, tokens: int) -> None:
+        _, source_slots, heads, dims = source.shape
+        target_slots = target.shape[1]
+        s0, s1, s2 = (
+            source.strides[0] // source.itemsize,
+            source.strides[1] // source.itemsize,
+            source.strides[2] // source.itemsize,
+        )
+        w0, w1, w2 = target.strides[0] // 4, target.strides[1] // 4, target.strides[2] // 4
         n = dims // 2
-        words = carray(_first(target), ((tokens - 1) * target_token + (heads - 1) * target_head + n,))
+        items = carray(_first(source), (_extent(source),))
+        words = carray(_first(target), (_extent(target),))
         for t in range(tokens):
+            from_token = blocks[t // source_slots] * s0 + t % source_slots * s1
+            to_token = t // target_slots * w0 + t % target_slots * w1
             for h in range(heads):
-                s, w = t * source_token + h * source_head, t * target_token + h * target_head
+                s, w = from_token + h * s2, to_token + h * w2
                 if mode == TO_INTERLEAVED:
                     a, b, out = items[s : s + n], items[s + n : s + dims], words[w : w + n]
                     for j in range(n):

@@ -32,7 +32,7 @@ import xxhash
 
 from diptych.errors import CorruptKV, HandoffError, IncompatibleForms, LandingFull, StaleWrite
 from diptych.handoff import state
-from diptych.handoff.arena import PAGE, ROWS, Arena
+from diptych.handoff.arena import PAGE, ROWS, Arena, Row
 from diptych.handoff.contract import KVForm
 from diptych.handoff.region import Bytes, Region
 from diptych.handoff.seal import Seal, check_seal
@@ -84,6 +84,16 @@ class Landing:
         return self._arena.size
 
     @property
+    def address(self) -> str:
+        """The arena's file, which names this landing to writers on the same machine."""
+        return str(self._arena.path)
+
+    @property
+    def memory(self) -> Bytes:
+        """All regions, for transports that write here from afar; a ticket's region is at its ``offset``."""
+        return self._arena.data
+
+    @property
     def used_bytes(self) -> int:
         """Bytes of regions in use now."""
         with self._lock:
@@ -100,7 +110,7 @@ class Landing:
         needed = form.region_bytes(tokens)
         if tokens <= 0 or needed > self.capacity_bytes:
             raise IncompatibleForms("region_bytes", needed, f"1 to {self.capacity_bytes}")
-        transport, address = via or ("shm", str(self._arena.path))
+        transport, address = via or ("shm", self.address)
         with self._lock:
             offset = self._take(needed)
             self._epoch += 1
@@ -118,7 +128,7 @@ class Landing:
                 epoch=self._epoch,
                 expires_at=time.time() + ttl_s,
             )
-            self._arena.rows[ticket.slot, :2] = ticket.epoch, 0
+            self._arena.row(ticket.slot).offer(ticket.epoch)
             self._handoffs[ticket.handoff_id] = _Landed(ticket, state.offered(self._clock(), self._deadlines))
             self.counts["offered"] += 1
         return ticket
@@ -156,15 +166,18 @@ class Landing:
                 self._end(landed, state.step(landed.state, "release", self._clock(), self._deadlines))
 
     def expire(self, now: float | None = None) -> list[str]:
-        """Fails every handoff whose phase ran out of time; returns their ids. Call it about once a second."""
+        """Fails every handoff that its writer gave up or whose phase ran out of time; returns their ids.
+
+        Call it about once a second.
+        """
         now = self._clock() if now is None else now
         with self._lock:
-            for landed in self._handoffs.values():
+            held = list(self._handoffs.values())
+            for landed in held:
                 self._look(landed, now)
-            late = [landed for landed in self._handoffs.values() if landed.state.expired(now)]
-            for landed in late:
-                self._end(landed, state.fail(landed.state, f"{landed.state.phase}_deadline", now))
-        return [landed.ticket.handoff_id for landed in late]
+                if not landed.state.final and landed.state.expired(now):
+                    self._end(landed, state.fail(landed.state, f"{landed.state.phase}_deadline", now))
+        return [landed.ticket.handoff_id for landed in held if landed.state.phase == "failed"]
 
     def phase(self, handoff_id: str) -> state.Phase | None:
         """The phase of a handoff that is not over, else None."""
@@ -173,18 +186,30 @@ class Landing:
             if landed is None:
                 return None
             self._look(landed, self._clock())
-            return landed.state.phase
+            return None if landed.state.final else landed.state.phase
 
     def close(self) -> None:
         """Removes the arena. Writers that still hold it write into memory that nobody reads."""
         with self._lock:
-            self._arena.rows[:] = 0
+            for landed in self._handoffs.values():
+                self._arena.row(landed.ticket.slot).strike()
             self._handoffs.clear()
         self._arena.close(remove=True)
 
-    def region(self, ticket: Ticket) -> Bytes:
-        """The bytes of a ticket's region, for the receiving end of a transport in this process."""
-        return self._arena.data[ticket.offset : ticket.offset + ticket.kv_bytes]
+    def open(self, ticket: Ticket) -> tuple[Region, Row]:
+        """Where a transport's receiving end in this process puts a ticket's bytes.
+
+        Raises StaleWrite unless the ticket is one of ours, to the letter, and its handoff is still under way.
+        """
+        with self._lock:
+            landed = self._handoffs.get(ticket.handoff_id)
+            if landed is None or landed.ticket != ticket or landed.state.phase not in {"offered", "streaming"}:
+                raise StaleWrite(f"handoff {ticket.handoff_id} is unknown or over")
+        return self._region(ticket), self._arena.row(ticket.slot)
+
+    def _region(self, ticket: Ticket) -> Region:
+        data = self._arena.data[ticket.offset : ticket.offset + ticket.kv_bytes]
+        return Region(ticket.form, data, ticket.tokens)
 
     def _copy_and_prove(self, ticket: Ticket, seal: Seal, blocks: Sequence[Bytes]) -> None:
         images = ticket.form.images
@@ -195,7 +220,7 @@ class Landing:
             ]
         except ValueError as error:
             raise CorruptKV(f"the engine's buffers are not of the form {ticket.form.name}: {error}") from error
-        region = Region(ticket.form, self.region(ticket), ticket.tokens)
+        region = self._region(ticket)
         for piece in seal.pieces:
             digest = xxhash.xxh3_128()
             for index, (image, place) in enumerate(zip(images, places, strict=True)):
@@ -218,12 +243,14 @@ class Landing:
             return landed
 
     def _look(self, landed: _Landed, now: float) -> None:
-        """Takes note of pieces that arrived: the writer counts its tokens in the row."""
+        """Takes note of what the writer left in the row: tokens written, or that it gave up."""
         if landed.state.phase not in {"offered", "streaming"}:
             return
-        written = int(self._arena.rows[landed.ticket.slot, 1])
-        if written != landed.tokens_seen:
-            landed.tokens_seen = written
+        row = self._arena.row(landed.ticket.slot)
+        if row.given_up(landed.ticket.epoch):
+            self._end(landed, state.fail(landed.state, "given_up", now))
+        elif row.tokens != landed.tokens_seen:
+            landed.tokens_seen = row.tokens
             landed.state = state.step(landed.state, "write", now, self._deadlines)
 
     def _end(self, landed: _Landed, final: HandoffState) -> None:
@@ -245,6 +272,6 @@ class Landing:
         raise LandingFull(f"no room for {needed} bytes of KV now")
 
     def _free(self, ticket: Ticket) -> None:
-        self._arena.rows[ticket.slot, :2] = 0
+        self._arena.row(ticket.slot).strike()
         self._free_rows.append(ticket.slot)
         self._taken = [region for region in self._taken if region[0] != ticket.offset]

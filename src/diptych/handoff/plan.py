@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import msgspec
 
 from diptych.errors import IncompatibleForms
-from diptych.handoff.contract import GROUPS, VERSION, Axis, KVForm, Span, Tensor
+from diptych.handoff.contract import VERSION, KVForm, Span, Tensor
+from diptych.handoff.storage import check_storage
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -35,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
         return Span(self.target.head_span.start - first, self.target.head_span.stop - first)
 
 
+@functools.lru_cache(256)
 def plan(source: KVForm, target: KVForm) -> Plan:
     """The conversion from ``source`` to ``target``; the target may hold a part of the source's layers and
     heads.
@@ -48,7 +51,7 @@ def plan(source: KVForm, target: KVForm) -> Plan:
         if not wants.within(has):
             raise IncompatibleForms(name, (has.start, has.stop), (wants.start, wants.stop))
     for form in (source, target):
-        _check_storage(form)
+        check_storage(form)
     _check_rope(source, target)
     return Plan(source, target, tuple(_steps(source, target)))
 
@@ -64,22 +67,6 @@ def _must_agree(source: KVForm, target: KVForm) -> Iterator[tuple[str, object, o
 def _must_contain(source: KVForm, target: KVForm) -> Iterator[tuple[str, Span, Span]]:
     yield "layers", source.layer_span, target.layer_span
     yield "heads", source.head_span, target.head_span
-
-
-def _check_storage(form: KVForm) -> None:
-    """Every axis once, the fastest run of a grouped dtype along ``dim``, and whole groups."""
-    wanted: set[Axis] = {"token", "head", "dim"}
-    if form.block_tokens:
-        wanted.add("block")
-    for plane, tensor, head_dim in form.planes:
-        axes = tuple(axis for axis in tensor.axes if axis != "layer")
-        if set(axes) != wanted or len(axes) != len(wanted):
-            raise IncompatibleForms(f"{form.name}.{plane}.axes", tensor.axes, tuple(sorted(wanted)))
-        group, _ = GROUPS[tensor.dtype]
-        if group > 1 and (axes[-1] != "dim" or head_dim % group):
-            raise IncompatibleForms(f"{form.name}.{plane}.dtype", tensor.dtype, f"rows of whole groups of {group}")
-        if "block" in axes and axes.index("block") > axes.index("token"):
-            raise IncompatibleForms(f"{form.name}.{plane}.axes", tensor.axes, "block outside token")
 
 
 def _check_rope(source: KVForm, target: KVForm) -> None:
@@ -103,13 +90,13 @@ def _steps(source: KVForm, target: KVForm) -> Iterator[str]:
         yield f"re-pair {source.rope.pairing} -> {target.rope.pairing}"
     if source.block_tokens != target.block_tokens:
         yield f"re-page {source.block_tokens} -> {target.block_tokens}"
-    for plane, have, want in _tensors(source, target):
-        if have.dtype != want.dtype:
-            yield f"cast {plane} {have.dtype} -> {want.dtype}"
-        if have.axes != want.axes:
+    for (plane, have, _), (_, want, _) in zip(source.planes, target.planes, strict=True):
+        if (have.dtype, have.scale) != (want.dtype, want.scale):
+            yield f"cast {plane} {_numbers(have)} -> {_numbers(want)}"
+        if (have.axes, have.strides, have.offset) != (want.axes, want.strides, want.offset):
             yield f"reorder {plane} {'.'.join(have.axes)} -> {'.'.join(want.axes)}"
 
 
-def _tensors(source: KVForm, target: KVForm) -> Iterator[tuple[str, Tensor, Tensor]]:
-    for (plane, have, _), (_, want, _) in zip(source.planes, target.planes, strict=True):
-        yield plane, have, want
+def _numbers(tensor: Tensor) -> str:
+    scale = tensor.scale
+    return tensor.dtype if scale.scheme == "none" else f"{tensor.dtype} ({scale.scheme} {scale.group or ''})"

@@ -15,13 +15,13 @@ _LINE = 64
 
 
 class Region:
-    """The images of ``form`` for ``tokens`` tokens, one after the other in ``data``."""
+    """The images of ``form`` for ``tokens`` tokens, one after the other in ``data`` (empty: places only)."""
 
     def __init__(self, form: KVForm, data: Bytes, tokens: int) -> None:
         self.images = form.images
         sizes = [image.size(tokens) for image in self.images]
         starts = np.cumsum([0, *sizes])
-        if data.nbytes != starts[-1]:
+        if data.nbytes not in {0, starts[-1]}:
             raise ValueError(f"a region of {data.nbytes} bytes cannot hold {starts[-1]}")
         self._data = data
         self._starts: list[int] = starts.tolist()
@@ -37,10 +37,15 @@ class Region:
         place = whole.reshape(image.outer, image.units(self._tokens), image.unit_bytes)
         return place[:, first : first + image.units(tokens)]
 
+    def runs(self, index: int, token_start: int, tokens: int) -> list[tuple[int, int, int]]:
+        """(offset in the region, offset in the image's dense bytes, bytes) of each unbroken run."""
+        image = self.images[index]
+        whole, part = image.size(self._tokens) // image.outer, image.size(tokens) // image.outer
+        first = self._starts[index] + token_start // image.unit_tokens * image.unit_bytes
+        return [(first + row * whole, row * part, part) for row in range(image.outer)]
+
     def put(self, index: int, token_start: int, tokens: int, staged: Bytes) -> None:
-        """Copies an image's dense bytes of these tokens into place: past the caches where they are one
-        aligned run.
-        """
+        """Copies an image's dense bytes of these tokens into place; past the caches if in one run."""
         image = self.images[index]
         start = self._starts[index] + token_start // image.unit_tokens * image.unit_bytes
         if image.outer == 1 and self._aligned and start % _LINE == 0 and staged.nbytes % _LINE == 0:

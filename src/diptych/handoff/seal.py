@@ -56,14 +56,16 @@ def make_seal(handoff_id: str, epoch: int, region_bytes: int, pieces: Sequence[P
 
 
 def check_seal(seal: Seal, ticket: Ticket) -> None:
-    """That the seal is this ticket's, its counts agree, and its pieces cover the tokens with no gap or overlap.
+    """That the seal is this ticket's, its counts agree, and its pieces cover the tokens with no gap or
+    overlap.
 
     Raises StaleWrite for another handoff's or epoch's seal, CorruptKV for everything else.
     """
     if (seal.handoff_id, seal.epoch) != (ticket.handoff_id, ticket.epoch):
         raise StaleWrite(f"the seal of handoff {seal.handoff_id} is of another handoff or epoch")
     if (seal.tokens, seal.kv_bytes) != (ticket.tokens, ticket.kv_bytes):
-        raise CorruptKV(f"sealed {seal.tokens} of {ticket.tokens} tokens, {seal.kv_bytes} of {ticket.kv_bytes} bytes")
+        counts = f"{seal.tokens} of {ticket.tokens} tokens, {seal.kv_bytes} of {ticket.kv_bytes} bytes"
+        raise CorruptKV(f"sealed {counts}")
     reached = 0
     for piece in seal.pieces:
         if piece.token_start != reached or piece.tokens <= 0 or piece.token_start % ticket.form.unit_tokens:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 import xxhash
 
-from diptych.errors import CorruptKV, StaleWrite
-from diptych.handoff.convert import Cells, chunk_tokens, converted
+from diptych.errors import StaleWrite
+from diptych.handoff.convert import converted
+from diptych.handoff.layout import Chunk
 from diptych.handoff.plan import Plan
+from diptych.handoff.rechunk import Rechunker
 from diptych.handoff.region import Bytes
 from diptych.handoff.seal import Piece, Seal, make_seal
 from diptych.handoff.ticket import Ticket
@@ -51,13 +53,6 @@ class Timing(msgspec.Struct):
     tail_ms: float = 0.0
 
 
-class _Chunk(msgspec.Struct, frozen=True):
-    token_start: int
-    tokens: int
-    keys: Sequence[Cells]
-    values: Sequence[Cells]
-
-
 class Writer:
     """One handoff's KVSink. Used by one thread; errors of the background surface at the next call."""
 
@@ -66,27 +61,36 @@ class Writer:
         self.ticket = ticket
         self._plan = plan
         self._channel = channel
+        self._rechunker = Rechunker(plan.source, plan.target.unit_tokens)
         self._pieces: list[Piece] = []
         self._error: Exception | None = None
         self._closed = False
-        self._queue: queue.Queue[_Chunk | None] = queue.Queue(QUEUED_CHUNKS)
+        self._queue: queue.Queue[tuple[int, Chunk] | None] = queue.Queue(QUEUED_CHUNKS)
         self._last_write = time.perf_counter()
         self._thread = threading.Thread(target=self._run, name=f"handoff-{ticket.handoff_id[:8]}", daemon=True)
         self._thread.start()
 
-    def write(self, token_start: int, keys: Sequence[Any], values: Sequence[Any]) -> None:
+    def write(
+        self,
+        token_start: int,
+        keys: Sequence[Any],
+        values: Sequence[Any],
+        *,
+        tokens: int | None = None,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
         """Takes one chunk: an array per layer. They must stay unchanged until ``seal`` or ``abort`` returns.
 
-        Raises StaleWrite after the end or beyond the ticket's tokens, CorruptKV for arrays of another form,
-        and whatever went wrong with earlier chunks.
+        ``tokens`` and ``blocks`` (the table) say where they are in paged storage. Chunks may come in any
+        order where they start at the target's blocks, else one after the other. Raises StaleWrite after the
+        end or beyond the ticket's tokens, CorruptKV for arrays of another form, and what befell earlier
+        chunks.
         """
         self._check()
-        tokens = chunk_tokens(self._plan.source, keys)
-        if token_start < 0 or token_start + tokens > self.ticket.tokens:
-            raise StaleWrite(f"tokens {token_start}+{tokens} lie beyond the ticket's {self.ticket.tokens}")
-        if token_start % self._plan.target.unit_tokens:
-            raise CorruptKV(f"token {token_start} is not at the start of a block of {self._plan.target.unit_tokens}")
-        self._queue.put(_Chunk(token_start, tokens, keys, values))
+        chunk = Chunk.of(self._plan.source, keys, values, tokens, blocks)
+        if token_start < 0 or token_start + chunk.tokens > self.ticket.tokens:
+            raise StaleWrite(f"tokens {token_start}+{chunk.tokens} lie beyond the ticket's {self.ticket.tokens}")
+        self._queue.put((token_start, chunk))
         self._last_write = time.perf_counter()
 
     def seal(self) -> Seal:
@@ -118,28 +122,34 @@ class Writer:
         self._channel.close()
 
     def _run(self) -> None:
-        while (chunk := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             if self._error is None:
-                self._guard(chunk)
+                self._guard(self._deliver, *item)
         if self._error is None:
-            self._guard(None)
+            self._guard(self._finish)
 
-    def _guard(self, chunk: _Chunk | None) -> None:
+    def _guard(self, work: Callable[..., None], *arguments: Any) -> None:
         started = time.perf_counter()
         try:
-            if chunk is None:
-                self._channel.finish()
-            else:
-                self._deliver(chunk)
+            work(*arguments)
         except Exception as error:  # noqa: BLE001  it is raised again where the engine's thread can see it
             self._error = error
         self.timing.convert_ms += (time.perf_counter() - started) * 1e3
 
-    def _deliver(self, chunk: _Chunk) -> None:
+    def _deliver(self, token_start: int, chunk: Chunk) -> None:
+        for start, piece in self._rechunker.add(token_start, chunk):
+            self._piece(start, piece)
+
+    def _finish(self) -> None:
+        for start, piece in self._rechunker.rest():
+            self._piece(start, piece)
+        self._channel.finish()
+
+    def _piece(self, token_start: int, chunk: Chunk) -> None:
         digest = xxhash.xxh3_128()
-        for image, staged in enumerate(converted(self._plan, chunk.keys, chunk.values)):
+        for image, staged in enumerate(converted(self._plan, chunk)):
             if self._error is not None:
                 return
             digest.update(staged.data)
-            self._channel.put(image, chunk.token_start, chunk.tokens, staged)
-        self._pieces.append(Piece(chunk.token_start, chunk.tokens, digest.digest()))
+            self._channel.put(image, token_start, chunk.tokens, staged)
+        self._pieces.append(Piece(token_start, chunk.tokens, digest.digest()))

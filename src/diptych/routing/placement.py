@@ -6,8 +6,9 @@ The same function places requests in the live service and in the simulator. It l
     aggregated:     [ D queue ][ D prefill of new tokens, which yields the first token ][ decode ... ]
     disaggregated:  [ P queue ][ P prefill of new tokens ][ tail ][ D queue ][ first step ][ decode ... ]
 
-A prefill inside a decode engine also holds up the streams that run there. That delay is somebody's latency,
-so it is added to the score (not to the prediction): the choice minimises the time of all, not of one.
+A prefill inside a decode engine also holds up the streams that run there, and the prompts of a prefill worker on the
+same cores. That delay is somebody's latency, so it is added to the score (not to the prediction): the choice
+minimises the time of all, not of one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class PrefillState(msgspec.Struct, frozen=True):
 
 
 class DecodeState(msgspec.Struct, frozen=True):
-    """One decode worker now. ``wait_s`` is the time until a slot is free for us (0 when one is)."""
+    """One decode worker now. ``wait_s`` is the time until a slot is free for us (0 when one is).
+
+    ``rival_s`` and ``rival_jobs`` are the work queued on prefill workers that compute on the same cores.
+    """
 
     id: str
     cost: CostModel
@@ -45,6 +49,8 @@ class DecodeState(msgspec.Struct, frozen=True):
     context_tokens: int = 0
     cached_tokens: int = 0
     prefills: bool = True
+    rival_s: float = 0.0
+    rival_jobs: int = 0
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -85,48 +91,96 @@ class Placement(msgspec.Struct, frozen=True):
 
 def place(demand: Demand, fleet: Fleet) -> Placement:
     """The placement with the lowest score. Raises LookupError when no worker can serve the request at all."""
-    alone = min((_aggregated(demand, d) for d in fleet.decode if d.prefills), key=_score, default=None)
-    pairs = _pairs(demand, fleet) if demand.may_disaggregate and demand.prompt_tokens > 1 else []
-    pair = min(pairs, key=_score, default=None)
+    decodings = {worker.id: _decoding(demand, worker) for worker in fleet.decode}
+    alone = min(
+        (_aggregated(demand, d, decodings[d.id][1]) for d in fleet.decode if d.prefills), key=_score, default=None
+    )
+    pair = None
+    if demand.may_disaggregate and demand.prompt_tokens > 1:
+        pair = _best_pair(demand, fleet, decodings)
     ways = [way for way in (alone, pair) if way is not None]
     if not ways:
         raise LookupError("no worker can serve the request")
     return Placement(min(ways, key=_score), pair, alone)
 
 
-def _pairs(demand: Demand, fleet: Fleet) -> list[Estimate]:
-    prefill = {worker.id: worker for worker in fleet.prefill}
-    decode = {worker.id: worker for worker in fleet.decode}
-    return [
-        _disaggregated(demand, prefill[link.prefill], decode[link.decode], link)
-        for link in fleet.links
-        if link.prefill in prefill and link.decode in decode
-    ]
+def _best_pair(demand: Demand, fleet: Fleet, decodings: dict[str, tuple[float, float]]) -> Estimate | None:
+    """The pair with the lowest score. Among links with one tail, the prefill worker that is ready first wins.
+
+    So each prefill and each decode worker is estimated once, not once for every link between them.
+    """
+    handed_over = demand.prompt_tokens - 1
+    ready_s = _readings(handed_over, fleet.prefill)
+    waits = {worker.id: worker.wait_s for worker in fleet.decode}
+    best: tuple[float, float, str, str] | None = None
+    for (base_s, s_per_token), sources, targets in _by_tail(fleet.links):
+        ready = [(ready_s[source], source) for source in sources if source in ready_s]
+        if not ready:
+            continue
+        read_s, source = min(ready)
+        landed_s = read_s + base_s + s_per_token * handed_over
+        for target in targets:
+            if target in waits:
+                first_s, rest_s = decodings[target]
+                ttft_s = max(landed_s, waits[target]) + first_s
+                way = (ttft_s + rest_s, ttft_s, target, source)
+                if best is None or way < best:
+                    best = way
+    if best is None:
+        return None
+    total_s, ttft_s, target, source = best
+    return Estimate("disaggregated", target, source, ttft_s, total_s, total_s)
+
+
+def _readings(handed_over: int, workers: tuple[PrefillState, ...]) -> dict[str, float]:
+    """Worker -> seconds until it has read the prompt. Neighbours with one cost and one prefix are priced once."""
+    ready_s = {}
+    cost, cached_tokens, reading_s = None, 0, 0.0
+    for worker in workers:
+        if worker.cost is not cost or worker.cached_tokens != cached_tokens:
+            cost, cached_tokens = worker.cost, worker.cached_tokens
+            cached = min(cached_tokens, handed_over)
+            reading_s = cost.prefill_s(handed_over - cached, cached)
+        ready_s[worker.id] = worker.queue_s + reading_s
+    return ready_s
+
+
+Tail = tuple[tuple[float, float], tuple[str, ...], tuple[str, ...]]
+_grouped: tuple[tuple[Link, ...], list[Tail]] = ((), [])
+
+
+def _by_tail(links: tuple[Link, ...]) -> list[Tail]:
+    """The links as (tail, prefill workers, decode workers), every such pair linked with that tail.
+
+    A fleet passes the same tuple with every snapshot, so the grouping of the last one is kept.
+    """
+    global _grouped  # noqa: PLW0603  a memo of a pure function; the tuple it belongs to is kept beside it
+    last, grouped = _grouped
+    if last is links:
+        return grouped
+    sources: dict[tuple[float, float, str], list[str]] = {}
+    for link in links:
+        sources.setdefault((link.base_s, link.s_per_token, link.decode), []).append(link.prefill)
+    targets: dict[tuple[float, float, tuple[str, ...]], list[str]] = {}
+    for (base_s, s_per_token, target), froms in sources.items():
+        targets.setdefault((base_s, s_per_token, tuple(froms)), []).append(target)
+    grouped = [((base_s, each_s), froms, tuple(to)) for (base_s, each_s, froms), to in targets.items()]
+    _grouped = (links, grouped)
+    return grouped
 
 
 def _score(estimate: Estimate) -> tuple[float, float, str, str]:
     return (estimate.score_s, estimate.ttft_s, estimate.decode, estimate.prefill or "")
 
 
-def _aggregated(demand: Demand, decode: DecodeState) -> Estimate:
+def _aggregated(demand: Demand, decode: DecodeState, rest_s: float) -> Estimate:
+    """Reading yields the first token. On cores that prefill workers use too, both take turns while both have work."""
     cached = min(decode.cached_tokens, demand.prompt_tokens - 1)
     reading_s = decode.cost.prefill_s(demand.prompt_tokens - cached, cached)
-    _, rest_s = _decoding(demand, decode)
-    ttft_s = decode.wait_s + reading_s
+    ttft_s = decode.wait_s + reading_s + min(reading_s, decode.rival_s)
     total_s = ttft_s + rest_s
-    score_s = total_s + decode.batch * reading_s
+    score_s = total_s + (decode.batch + decode.rival_jobs) * reading_s
     return Estimate("aggregated", decode.id, None, ttft_s, total_s, score_s)
-
-
-def _disaggregated(demand: Demand, prefill: PrefillState, decode: DecodeState, link: Link) -> Estimate:
-    handed_over = demand.prompt_tokens - 1
-    cached = min(prefill.cached_tokens, handed_over)
-    reading_s = prefill.queue_s + prefill.cost.prefill_s(handed_over - cached, cached)
-    tail_s = link.base_s + link.s_per_token * handed_over
-    first_s, rest_s = _decoding(demand, decode)
-    ttft_s = max(reading_s + tail_s, decode.wait_s) + first_s
-    total_s = ttft_s + rest_s
-    return Estimate("disaggregated", decode.id, prefill.id, ttft_s, total_s, total_s)
 
 
 def _decoding(demand: Demand, decode: DecodeState) -> tuple[float, float]:

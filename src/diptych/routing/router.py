@@ -35,10 +35,11 @@ class Flying(msgspec.Struct):
 
 
 class PrefillView:
-    """What the router knows of a prefill worker."""
+    """What the router knows of a prefill worker. ``cores`` names what it computes on; an empty name is its own."""
 
-    def __init__(self, cost: LearnedCost, cache_tokens: int) -> None:
+    def __init__(self, cost: LearnedCost, cache_tokens: int, cores: str = "") -> None:
         self.cost = cost
+        self.cores = cores
         self.alive = True
         self.held = Remembered(256, cache_tokens)
         self.reading_s: dict[str, float] = {}
@@ -51,8 +52,9 @@ class PrefillView:
 class DecodeView:
     """What the router knows of a decode worker."""
 
-    def __init__(self, cost: LearnedCost, slots: int, capacity: int) -> None:
+    def __init__(self, cost: LearnedCost, slots: int, capacity: int, cores: str = "") -> None:
         self.cost = cost
+        self.cores = cores
         self.alive = True
         self.slots = slots
         self.held = Remembered(slots, capacity)
@@ -129,7 +131,18 @@ class Router:
     def _decode_state(self, name: str, view: DecodeView, tokens: Tokens, alone: bool) -> DecodeState:
         cached = view.held.longest_prefix(tokens)
         wait_s = view.wait_s(self._typical_output)
-        return DecodeState(name, view.cost, wait_s, view.batch, view.context_tokens, cached, alone)
+        rivals = [p for p in self.prefill.values() if p.alive and p.cores and p.cores == view.cores]
+        return DecodeState(
+            name,
+            view.cost,
+            wait_s,
+            view.batch,
+            view.context_tokens,
+            cached,
+            alone,
+            sum(sum(rival.reading_s.values()) for rival in rivals),
+            sum(len(rival.reading_s) for rival in rivals),
+        )
 
     def began(self, request: Request, placement: Placement) -> None:
         """The request goes where ``placement`` says."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,26 +15,36 @@ import numpy as np
 import numpy.typing as npt
 
 from diptych.engines.llamacpp import wire
-from diptych.engines.llamacpp.completion import Completions, Held, Pieces
+from diptych.engines.llamacpp.completion import Completion, Held, LazySpeller, Pieces
 from diptych.engines.llamacpp.images import ImagePool
 from diptych.engines.llamacpp.probe import learn_form, saved
 from diptych.engines.llamacpp.process import ServerProcess
 from diptych.engines.llamacpp.server import Server
 from diptych.engines.llamacpp.settings import Model, Settings
 from diptych.engines.llamacpp.slotfile import SlotForm, parse
-from diptych.engines.llamacpp.slots import Slots
+from diptych.engines.llamacpp.slots import Slot, Slots
 from diptych.engines.llamacpp.takeover import Takeover, confirm
-from diptych.engines.protocol import Description, LandedKV, Layers, Reading
+from diptych.engines.protocol import Description, LandedKV, Reading
 from diptych.errors import (
     ConfigError,
     ContextExceeded,
     EngineError,
-    HandoffError,
     InvalidRequest,
     WorkerError,
     WorkerLost,
 )
+from diptych.models.chat import ChatFormat
+from diptych.models.resolve import ModelBundle
 from diptych.types import Prepared, Sampling, TokenChunk
+
+log = logging.getLogger(__name__)
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """KV of one prompt as this engine computed it: per layer [tokens, heads x head_dim] of f16."""
+
+    keys: tuple[npt.NDArray[np.float16], ...]
+    values: tuple[npt.NDArray[np.float16], ...]
 
 
 class LlamaCppDecode:
@@ -43,21 +55,20 @@ class LlamaCppDecode:
         self._slots = Slots(settings.slots)
         self._images = ImagePool(Path(settings.slot_dir), form, settings.ctx_per_request, settings.images)
         self._takeover = Takeover(server.client, self._images)
-        self._completions = Completions(server.client, pieces)
+        self._speller = LazySpeller(pieces)
+        self._erasing: set[asyncio.Task[None]] = set()
         self._lost: WorkerLost | None = None
         self._over = asyncio.Event()
         self._watch = asyncio.create_task(self._watch_process(server.process)) if server.process else None
 
     @classmethod
-    async def start(cls, settings: Settings, model: Model, pieces: Pieces) -> LlamaCppDecode:
-        """Starts (or meets) the server and learns its slot file. Raises ConfigError.
-
-        ``pieces`` gives the bytes of every token id; it is called once, in a thread, when first needed.
-        """
+    async def start(cls, settings: Settings, bundle: ModelBundle) -> LlamaCppDecode:
+        """Starts (or meets) the server and learns its slot file. Raises ConfigError."""
+        model = Model.of(bundle)
         server = await Server.start(settings, model)
         try:
             form = await learn_form(server.client, Path(settings.slot_dir), model.row_bytes, server.build)
-            return cls(settings, model, server, form, pieces)
+            return cls(settings, model, server, form, partial(_pieces, bundle))
         except WorkerError as error:
             await server.stop()
             raise ConfigError(f"{server.build} came up but does not work: {error}") from error
@@ -109,12 +120,11 @@ class LlamaCppDecode:
         confirm it; the slot is then erased, and a later call without ``landed`` computes everything anew.
         """
         sampling = self._fitting(prompt, sampling)
-        async with (
-            self._slot(prompt, landed) as held,
-            aclosing(self._completions.run(held, prompt, sampling)) as chunks,
-        ):
-            async for chunk in chunks:
-                yield chunk
+        async with self._slot(prompt, landed) as held:
+            completion = Completion(self._server.client, self._speller, held, prompt, sampling)
+            async with aclosing(completion.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def next_logprobs(self, prompt: Sequence[int], landed: LandedKV | None = None) -> npt.NDArray[np.float32]:
         """Natural log-probabilities of the token after ``prompt``, for the whole vocabulary.
@@ -122,7 +132,7 @@ class LlamaCppDecode:
         Nothing but ``landed`` is re-used.
         """
         async with self._slot(prompt, landed) as held:
-            answer = await self._asked(prompt, held.slot.index, reuse=landed is not None)
+            answer = await self._ask_distribution(prompt, held)
             if landed is not None:
                 confirm(answer.cached, prompt)
         return self._distribution(answer)
@@ -130,23 +140,31 @@ class LlamaCppDecode:
     async def own_reading(self, prompt: Sequence[int]) -> Reading:
         """What this engine makes of ``prompt`` by its own prefill, re-using nothing."""
         async with self._slot(prompt, None) as held:
-            answer = await self._asked(prompt, held.slot.index, reuse=False)
+            answer = await self._ask_distribution(prompt, held._replace(reuse=False))
             data = await saved(self._server.client, held.slot.index, Path(self._settings.slot_dir))
+        rows = _rows(data, prompt)
         prefill_ms = answer.timings.prompt_ms if answer.timings else 0.0
-        return Reading(*_rows(data, prompt), self._distribution(answer), prefill_ms)
+        return Reading(rows.keys, rows.values, self._distribution(answer), prefill_ms)
 
-    async def _asked(self, prompt: Sequence[int], slot: int, *, reuse: bool) -> wire.Event:
-        """The server's answer with the next token's whole distribution."""
-        client = self._server.client
-        plain = wire.tokenize_reply.decode(await client.call("POST", "/tokenize", {"content": "a"})).tokens[-1]
-        body = wire.distribution(prompt, self._model.vocabulary, slot, reuse=reuse, emit=plain)
-        return wire.event.decode(await client.call("POST", "/completion", body))
+    async def _ask_distribution(self, prompt: Sequence[int], held: Held) -> wire.Event:
+        body = wire.distribution(prompt, self._model.vocabulary, held.slot.index, reuse=held.reuse)
+        return wire.event.decode(await self._server.client.call("POST", "/completion", body))
 
     def _distribution(self, answer: wire.Event) -> npt.NDArray[np.float32]:
-        found = np.full(self._model.vocabulary, -np.inf, np.float32)
-        for token, logprob in wire.logprobs(answer, self._model.vocabulary)[0].top:
+        vocabulary = self._model.vocabulary
+        found = np.full(vocabulary, -np.inf, np.float32)
+        for token, logprob in wire.logprobs(answer, vocabulary)[0].top:
             found[token] = logprob
         return found
+
+    async def export_rows(self, prompt: Sequence[int]) -> Rows:
+        """The KV of every token of ``prompt`` after this engine's own prefill, re-using nothing."""
+        ask = Sampling(max_tokens=1, temperature=0, ignore_eos=True)
+        async with self._slot(prompt, None) as held:
+            body = wire.completion(prompt, ask, held.slot.index, reuse=False, stream=False)
+            await self._server.client.call("POST", "/completion", body)
+            data = await saved(self._server.client, held.slot.index, Path(self._settings.slot_dir))
+        return _rows(data, prompt)
 
     async def ended(self) -> WorkerLost:
         """Returns when the server's process has ended; never for a server that is somebody else's."""
@@ -155,8 +173,8 @@ class LlamaCppDecode:
 
     async def close(self) -> None:
         """Ends the server and removes the images."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (*self._erasing, *([self._watch] if self._watch else [])):
+            task.cancel()
         self._lost = self._lost or WorkerLost("the decode engine is shut down")
         self._slots.fail(self._lost)
         await self._server.stop()
@@ -176,7 +194,8 @@ class LlamaCppDecode:
     async def _slot(self, prompt: Sequence[int], landed: LandedKV | None) -> AsyncGenerator[Held]:
         """A slot for one request, with ``landed`` restored into it.
 
-        While it is held the slot counts as empty, so that after any failure nothing of it is used again.
+        While it is held the slot counts as empty. Whoever leaves it like that (a failed handoff, a cancelled
+        prefill) leaves content in doubt: the slot is erased before anybody else gets it.
         """
         if self._lost is not None:
             raise self._lost
@@ -190,12 +209,13 @@ class LlamaCppDecode:
             if landed is not None:
                 await self._takeover.into(slot.index, prompt, landed)
             yield Held(slot, reuse, self._prepared(landed, acquired - began, time.monotonic() - acquired))
-        except HandoffError:
-            with suppress(WorkerError, InvalidRequest):
-                await self._server.client.slot(slot.index, "erase")
-            raise
         finally:
-            self._slots.release(slot)
+            if len(slot.tokens):
+                self._slots.release(slot)
+            else:
+                erasing = asyncio.create_task(self._erase(slot))
+                self._erasing.add(erasing)
+                erasing.add_done_callback(self._erasing.discard)
 
     def _prepared(self, landed: LandedKV | None, wait_s: float, admit_s: float) -> Prepared:
         if landed is None:
@@ -203,13 +223,28 @@ class LlamaCppDecode:
         kv_bytes = self._model.form.region_bytes(landed.tokens)
         return Prepared(landed.tokens, kv_bytes, slot_wait_ms=wait_s * 1e3, admit_ms=admit_s * 1e3)
 
+    async def _erase(self, slot: Slot) -> None:
+        """Erases and releases a slot. The server waits with it for the end of what still runs there."""
+        try:
+            await self._server.client.slot(slot.index, "erase")
+        except (WorkerError, InvalidRequest) as error:
+            log.warning("slot %d was not erased: %s", slot.index, error)
+        finally:
+            self._slots.release(slot)
+
     async def _watch_process(self, process: ServerProcess) -> None:
         self._lost = await process.ended()
         self._slots.fail(self._lost)
         self._over.set()
 
 
-def _rows(data: bytes, prompt: Sequence[int]) -> tuple[Layers, Layers]:
+def _pieces(bundle: ModelBundle) -> list[bytes]:
+    """The bytes of every token id. Takes a moment: called in a thread, when first needed."""
+    chat = ChatFormat.load(bundle)
+    return [chat.token_text(token) for token in range(bundle.geometry.vocab)]
+
+
+def _rows(data: bytes, prompt: Sequence[int]) -> Rows:
     file = parse(data)
     if file.tokens != tuple(prompt):
         raise EngineError(f"the saved slot holds {len(file.tokens)} tokens, the prompt has {len(prompt)}")
@@ -218,4 +253,4 @@ def _rows(data: bytes, prompt: Sequence[int]) -> tuple[Layers, Layers]:
         for offset, row_bytes in file.rows
     ]
     layers = len(arrays) // 2
-    return tuple(arrays[:layers]), tuple(arrays[layers:])
+    return Rows(tuple(arrays[:layers]), tuple(arrays[layers:]))

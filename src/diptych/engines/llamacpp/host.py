@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 WARNINGS = 2
@@ -25,10 +25,8 @@ def main() -> None:
     if orders["cpus"]:
         os.sched_setaffinity(0, orders["cpus"])
     if orders["command"]:
-        try:
-            os.execv(orders["command"][0], orders["command"])  # noqa: S606 - the configured llama-server; no shell
-        except OSError as error:
-            sys.exit(f"it cannot be run: {error.strerror}")
+        os.set_inheritable(orders["report_to"], False)
+        become(orders["command"])
     server = serve(orders["server"])
     os.write(orders["report_to"], f"{server.listening_address}\n".encode())
     os.close(orders["report_to"])
@@ -40,6 +38,14 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def become(command: list[str]) -> NoReturn:
+    """Turns this process into the configured binary."""
+    try:
+        os.execv(command[0], command)  # noqa: S606 - a list that we built; no shell
+    except OSError as error:
+        sys.exit(f"{command[0]} cannot be run: {error.strerror}")
 
 
 def serve(options: dict[str, Any]) -> Any:
@@ -59,7 +65,10 @@ def serve(options: dict[str, Any]) -> Any:
     for cpu in (params.cpuparams, params.cpuparams_batch):
         cpu.n_threads, cpu.poll = options["threads"], options["poll"]
         cpu.priority = getattr(xl.ggml_sched_priority, f"GGML_SCHED_PRIO_{options['priority'].upper()}")
-    return xl.Server(params)
+    try:
+        return xl.Server(params)
+    except RuntimeError as error:
+        sys.exit(f"xllamacpp: {error}")
 
 
 if __name__ == "__main__":

@@ -19,23 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from diptych.engines.llamacpp.slotfile import Bytes, Layout, SlotForm
-from diptych.errors import CorruptKV
+from diptych.errors import ConfigError, CorruptKV
 
 
 class SlotImage:
     """One slot file in memory."""
 
     def __init__(self, directory: Path, form: SlotForm, max_tokens: int) -> None:
+        """``max_tokens`` fit. Raises ConfigError where the memory is not to be had."""
         self.path = directory / f"image-{secrets.token_hex(8)}"
         self._form = form
-        size = form.longest(max_tokens)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            self._map = mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        finally:
-            os.close(descriptor)
-        self._bytes: Bytes = np.frombuffer(self._map, np.uint8)
+        self._bytes: Bytes = np.frombuffer(_new_file(self.path, form.longest(max_tokens)), np.uint8)
         self._layout: Layout | None = None
 
     @property
@@ -78,10 +72,15 @@ class ImagePool:
     """A few images for all slots: one is in use only from a handoff's admission to its restore."""
 
     def __init__(self, directory: Path, form: SlotForm, max_tokens: int, count: int) -> None:
-        self._all = [SlotImage(directory, form, max_tokens) for _ in range(count)]
+        self._all: list[SlotImage] = []
         self._free: asyncio.LifoQueue[SlotImage] = asyncio.LifoQueue()
-        for image in self._all:
-            self._free.put_nowait(image)
+        try:
+            for _ in range(count):
+                self._all.append(SlotImage(directory, form, max_tokens))
+                self._free.put_nowait(self._all[-1])
+        except BaseException:
+            self.close()
+            raise
 
     @asynccontextmanager
     async def take(self) -> AsyncGenerator[SlotImage]:
@@ -94,3 +93,16 @@ class ImagePool:
     def close(self) -> None:
         for image in self._all:
             image.close()
+
+
+def _new_file(path: Path, size: int) -> mmap.mmap:
+    """A private file of ``size`` bytes, mapped, every page already there."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        return mmap.mmap(descriptor, size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    except OSError as error:
+        path.unlink()
+        raise ConfigError(f"{path.parent} has no room for a slot image of {size} bytes: {error.strerror}") from error
+    finally:
+        os.close(descriptor)

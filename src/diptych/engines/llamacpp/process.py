@@ -50,13 +50,12 @@ class ServerProcess:
         try:
             async with asyncio.timeout(settings.start_timeout_s):
                 server.address = await server._comes_up(orders, report_from, command)
-        except TimeoutError as error:
+        except BaseException as error:
+            tail = server.tail()
             await server.stop()
-            raise ConfigError(
-                f"llama-server is not ready after {settings.start_timeout_s:g} s{server.tail()}"
-            ) from error
-        except BaseException:
-            await server.stop()
+            if isinstance(error, TimeoutError):
+                waited = f"{settings.start_timeout_s:g} s"
+                raise ConfigError(f"llama-server is not ready after {waited}{tail}") from error
             raise
         return server
 
@@ -95,9 +94,7 @@ class ServerProcess:
         finally:
             transport.close()
         if not address:
-            raise ConfigError(
-                f"llama-server does not start: it ended with code {await self._process.wait()}{self.tail()}"
-            )
+            raise await self._did_not_start("llama-server")
         return address
 
     async def _answers(self, command: list[str]) -> str:
@@ -110,7 +107,11 @@ class ServerProcess:
                 await asyncio.sleep(HEALTH_POLL_S)
             else:
                 return address
-        raise ConfigError(f"{command[0]} does not start: it ended with code {self._process.returncode}{self.tail()}")
+        raise await self._did_not_start(command[0])
+
+    async def _did_not_start(self, what: str) -> ConfigError:
+        code = await self._process.wait()
+        return ConfigError(f"{what} does not start: it ended with code {code}{self.tail()}")
 
 
 async def _spawn(settings: Settings, api_key: str, log: Path, report_to: int) -> asyncio.subprocess.Process:

@@ -30,9 +30,13 @@ class Server(NamedTuple):
             return cls(client, None, await _named_by(client))
         process = await ServerProcess.start(settings, model)
         client = Client(process.address, process.api_key)
-        if settings.binary is not None:
+        if settings.binary is None:
+            return cls(client, process, f"xllamacpp {version('xllamacpp')}")
+        try:
             return cls(client, process, await _named_by(client))
-        return cls(client, process, f"xllamacpp {version('xllamacpp')}")
+        except BaseException:
+            await process.stop()
+            raise
 
     async def stop(self) -> None:
         if self.process is not None:

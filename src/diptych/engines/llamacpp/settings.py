@@ -6,22 +6,33 @@ from typing import Literal
 
 import msgspec
 
-from diptych.handoff.contract import KVForm
+from diptych.handoff.contract import Geometry, KVForm
+from diptych.handoff.forms import llama_cpp
+from diptych.models.resolve import ModelBundle
 
 Priority = Literal["low", "normal", "medium", "high", "realtime"]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """The model to serve. ``form`` is the KV that it wants: llama.cpp's rows as f16, pairing from its
-    metadata.
-
-    ``vocabulary`` is the number of token ids.
-    """
+    """The model to serve, as a llama.cpp engine sees it. ``vocabulary`` is the number of token ids."""
 
     path: str
     name: str
     form: KVForm
     vocabulary: int
+
+    @classmethod
+    def of(cls, bundle: ModelBundle) -> Model:
+        """``form`` is llama.cpp's rows of f16, with the RoPE pairing that the model's metadata calls for."""
+        shape = bundle.geometry
+        kv = Geometry(
+            layers=shape.layers,
+            kv_heads=shape.kv_heads,
+            head_dim_k=shape.head_dim_k,
+            head_dim_v=shape.head_dim_v,
+        )
+        form = llama_cpp(kv, bundle.fingerprint, shape.rope_pairing)
+        return cls(path=bundle.gguf, name=bundle.id, form=form, vocabulary=shape.vocab)
 
     @property
     def row_bytes(self) -> tuple[int, ...]:

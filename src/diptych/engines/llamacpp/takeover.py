@@ -2,15 +2,15 @@
 
 An image of the pool is held from the copy to the restore, and belongs to nobody else in between::
 
-    header by us -> rows by landed.admit (copied, digest over the copy) -> every header field -> restore ->
-    count
-                    the sender can still write to the landing area, but not to the copy
+    header by us -> rows by landed.admit (copied, digest of the copy) -> header checked -> restore -> count
+                    the sender may still write to the landing area, but not to the copy
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from diptych.engines.llamacpp.client import Client
 from diptych.engines.llamacpp.images import ImagePool, SlotImage
@@ -31,10 +31,13 @@ class Takeover:
         still read from the image, so nobody else must get it yet.
         """
         task = asyncio.ensure_future(self._run(slot, prompt[:-1], landed))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.gather(task, return_exceptions=True)
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
             raise
 
     async def _run(self, slot: int, tokens: Sequence[int], landed: LandedKV) -> None:

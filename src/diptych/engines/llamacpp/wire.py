@@ -12,8 +12,6 @@ from diptych.types import FinishReason, Sampling, TokenLogprob
 
 FINAL_FIELDS = ("stop", "stop_type", "tokens_predicted", "timings")
 RANDOM_SEED = 0xFFFFFFFF
-FORCED = 1e6
-"""Added to a logit, it decides."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -94,19 +92,12 @@ class SlotReply(msgspec.Struct, frozen=True):
     n_erased: int = 0
 
 
-class TokenizeReply(msgspec.Struct, frozen=True):
-    """The answer to tokenizing a text."""
-
-    tokens: tuple[int, ...]
-
-
 class ErrorReply(msgspec.Struct, frozen=True):
     error: Refusal
 
 
 event = msgspec.json.Decoder(Event)
 slot_reply = msgspec.json.Decoder(SlotReply)
-tokenize_reply = msgspec.json.Decoder(TokenizeReply)
 error_reply = msgspec.json.Decoder(ErrorReply)
 
 
@@ -135,14 +126,14 @@ def completion(
     return body
 
 
-def distribution(prompt: Sequence[int], vocabulary: int, slot: int, *, reuse: bool, emit: int) -> dict[str, Any]:
-    """The body of a call for the next token's distribution over the whole vocabulary, that of before any sampler.
+def distribution(prompt: Sequence[int], vocabulary: int, slot: int, *, reuse: bool) -> dict[str, Any]:
+    """The body that asks for the whole next-token distribution, not streamed.
 
-    Every answer is made to be ``emit``, a token of plain text: the server gives no probabilities for one that is a
-    part of a character only.
+    The server leaves the distribution out when the token chosen is a piece of a character. The bias makes it
+    choose a letter; the probabilities it tells are those before any bias or sampler.
     """
     ask = Sampling(max_tokens=1, temperature=0, logprobs=vocabulary, ignore_eos=True)
-    return completion(prompt, ask, slot, reuse=reuse, stream=False) | {"logit_bias": [[emit, FORCED]]}
+    return completion(prompt, ask, slot, reuse=reuse, stream=False) | {"logit_bias": [["a", 10_000]]}
 
 
 def _choosing(sampling: Sampling) -> dict[str, Any]:

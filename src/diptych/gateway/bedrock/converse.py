@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,10 +11,18 @@ from diptych.errors import InvalidRequest
 from diptych.gateway.bedrock.constraints import violated, within
 from diptych.gateway.bedrock.conversation import template_messages
 from diptych.gateway.bedrock.shapes import ConverseBody, InferenceConfig, OutputConfig
+from diptych.gateway.bedrock.toolconfig import toolbox_of
+from diptych.gateway.calls import CallBegan, CallEnded, CallInput
 from diptych.gateway.generation import Generation
+from diptych.gateway.output import OutputReader, Part, Reasoning
 from diptych.gateway.ports import ServedModel
 from diptych.gateway.prompting import chat_prompt
+from diptych.gateway.reading import reader_for
+from diptych.gateway.serving_class import ServingClass
+from diptych.gateway.tools import Toolbox, with_tools
 from diptych.types import Request, Sampling
+
+CALL_PREFIX = "tooluse_"
 
 
 class ModelFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,24 +36,39 @@ class ModelFields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ignore_eos: bool = False
 
 
-async def converse_request(body: ConverseBody, model: ServedModel, request_id: str, operation: str) -> Request:
+def class_of(body: ConverseBody) -> ServingClass:
+    """The class of service that the body asks for."""
+    config, tier = body.performance_config, body.service_tier
+    return ServingClass(config.latency if config else None, tier.type if tier else None)
+
+
+async def converse_request(
+    body: ConverseBody, model: ServedModel, request_id: str, operation: str
+) -> tuple[Request, OutputReader | None]:
     """The request that ``body`` describes. Raises InvalidRequest or ContextExceeded, in Bedrock's words."""
-    _refuse_unsupported(body)
-    fields = _model_fields(body.additional_model_request_fields)
     _check(body)
-    prompt = await chat_prompt(model, template_messages(body.messages, body.system))
+    fields = model_fields(body.additional_model_request_fields)
+    toolbox = toolbox_of(body.tool_config)
+    prompt = await converse_prompt(body, model, toolbox)
     room = model.context_tokens - len(prompt)
-    return Request(
+    request = Request(
         id=request_id,
         model=model.id,
         prompt=prompt,
-        sampling=_sampling(body, fields, room),
-        latency="optimized" if _wants_optimized(body) else "standard",
+        sampling=_sampling(body, fields, toolbox, room),
+        latency=class_of(body).wanted,
         operation=operation,
     )
+    return request, reader_for(model.chat, prompt, toolbox, CALL_PREFIX)
 
 
-def _sampling(body: ConverseBody, fields: ModelFields, room: int) -> Sampling:
+async def converse_prompt(body: ConverseBody, model: ServedModel, toolbox: Toolbox) -> tuple[int, ...]:
+    """The conversation's token ids. Raises InvalidRequest or ContextExceeded."""
+    messages = template_messages(body.messages, body.system, has_tools=bool(toolbox.tools))
+    return await chat_prompt(model, *with_tools(model.chat, messages, toolbox))
+
+
+def _sampling(body: ConverseBody, fields: ModelFields, toolbox: Toolbox, room: int) -> Sampling:
     config = body.inference_config
     return Sampling(
         max_tokens=min(config.max_tokens or room, room),
@@ -57,35 +81,24 @@ def _sampling(body: ConverseBody, fields: ModelFields, room: int) -> Sampling:
         seed=fields.seed,
         stop=tuple(config.stop_sequences),
         ignore_eos=fields.ignore_eos,
-        json_schema=_json_schema(body.output_config),
+        json_schema=toolbox.forced_schema or _json_schema(body.output_config),
     )
 
 
-def _wants_optimized(body: ConverseBody) -> bool:
-    latency = body.performance_config is not None and body.performance_config.latency == "optimized"
-    return latency or (body.service_tier is not None and body.service_tier.type == "priority")
-
-
-def _refuse_unsupported(body: ConverseBody) -> None:
-    if body.tool_config is not None:
-        raise InvalidRequest("This model doesn't support tool use. Remove toolConfig and try again.")
+def _check(body: ConverseBody) -> None:
     if body.guardrail_config is not None:
         raise InvalidRequest("The guardrail identifier or version provided in the request does not exist.")
     if body.prompt_variables is not None:
         raise InvalidRequest("promptVariables needs the ARN of a prompt as modelId. Remove promptVariables.")
-
-
-def _check(body: ConverseBody) -> None:
     _check_inference(body.inference_config)
-    for pointer in body.additional_model_response_field_paths:
+    pointers = body.additional_model_response_field_paths
+    for pointer in pointers:
         if not pointer.startswith("/"):
-            raise violated(
-                pointer,
-                "additionalModelResponseFieldPaths",
-                "Member must be a JSON Pointer, such as /stop_sequence",
-            )
-    if len(body.additional_model_response_field_paths) > 10:
-        raise violated("[...]", "additionalModelResponseFieldPaths", "Member must have length less than or equal to 10")
+            constraint = "Member must be a JSON Pointer, such as /stop_sequence"
+            raise violated(pointer, "additionalModelResponseFieldPaths", constraint)
+    if len(pointers) > 10:
+        constraint = "Member must have length less than or equal to 10"
+        raise violated("[...]", "additionalModelResponseFieldPaths", constraint)
     if len(body.request_metadata) > 16:
         raise violated("{...}", "requestMetadata", "Member must have length less than or equal to 16")
 
@@ -95,14 +108,16 @@ def _check_inference(config: InferenceConfig) -> None:
     within(config.temperature, "inferenceConfig.temperature", 0, 1)
     within(config.top_p, "inferenceConfig.topP", 0, 1)
     if len(config.stop_sequences) > 2500:
-        raise violated("[...]", "inferenceConfig.stopSequences", "Member must have length less than or equal to 2500")
+        constraint = "Member must have length less than or equal to 2500"
+        raise violated("[...]", "inferenceConfig.stopSequences", constraint)
     for index, stop in enumerate(config.stop_sequences):
         if not stop:
             path = f"inferenceConfig.stopSequences.{index + 1}.member"
             raise violated("", path, "Member must have length greater than or equal to 1")
 
 
-def _model_fields(fields: dict[str, Any]) -> ModelFields:
+def model_fields(fields: dict[str, Any]) -> ModelFields:
+    """The fields that we know, checked. Raises InvalidRequest for any other."""
     try:
         known = msgspec.convert(fields, ModelFields)
     except msgspec.ValidationError as error:
@@ -148,23 +163,58 @@ def usage(generation: Generation) -> dict[str, int]:
     return {"inputTokens": read, "outputTokens": made, "totalTokens": read + made}
 
 
-def served(generation: Generation, body: ConverseBody) -> dict[str, Any]:
+def served(generation: Generation, asked: ServingClass) -> dict[str, Any]:
     """The echo of ``performanceConfig`` (what was served) and ``serviceTier``, where they were asked for."""
     echo: dict[str, Any] = {}
-    if body.performance_config is not None:
-        record = generation.record
-        echo["performanceConfig"] = {"latency": record.served_latency if record else "standard"}
-    if body.service_tier is not None:
-        echo["serviceTier"] = {"type": body.service_tier.type}
+    if latency := asked.served_latency(generation.record):
+        echo["performanceConfig"] = {"latency": latency}
+    if asked.tier is not None:
+        echo["serviceTier"] = {"type": asked.tier}
     return echo
 
 
-def converse_answer(generation: Generation, text: str, body: ConverseBody) -> dict[str, Any]:
+def extra_fields(generation: Generation, body: ConverseBody) -> dict[str, Any]:
+    """``additionalModelResponseFields``, where the body asks for one that there is."""
+    if "/stop_sequence" not in body.additional_model_response_field_paths:
+        return {}
+    return {"additionalModelResponseFields": {"stop_sequence": generation.stopped_at}}
+
+
+def content_blocks(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The content of an answer. Raises InvalidRequest never: a call that was cut off has the input it came to."""
+    blocks: list[dict[str, Any]] = []
+    text = thought = written = ""
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+        elif isinstance(part, Reasoning):
+            thought += part.text
+        elif isinstance(part, CallBegan):
+            written = ""
+            blocks.append({"toolUse": {"toolUseId": part.id, "name": part.name, "input": {}}})
+        elif isinstance(part, CallInput):
+            written += part.json
+        elif isinstance(part, CallEnded):
+            blocks[-1]["toolUse"]["input"] = _object(written)
+    said = [{"text": text}] if text or not blocks else []
+    reasoned = [{"reasoningContent": {"reasoningText": {"text": thought}}}] if thought else []
+    return [*reasoned, *said, *blocks]
+
+
+def _object(written: str) -> Any:
+    try:
+        return msgspec.json.decode(written, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}
+
+
+def converse_answer(generation: Generation, parts: Sequence[Part], body: ConverseBody) -> dict[str, Any]:
     """Converse's response body."""
     return {
-        "output": {"message": {"role": "assistant", "content": [{"text": text}]}},
+        "output": {"message": {"role": "assistant", "content": content_blocks(parts)}},
         "stopReason": stop_reason(generation),
         "usage": usage(generation),
         "metrics": {"latencyMs": generation.elapsed_ms},
-        **served(generation, body),
+        **extra_fields(generation, body),
+        **served(generation, class_of(body)),
     }

@@ -32,6 +32,41 @@ class SystemBlock(_Shape, frozen=True):
     cache_point: CachePoint | None = None
 
 
+class ReasoningText(_Shape, frozen=True):
+    text: str
+    signature: str | None = None
+
+
+class ReasoningContent(_Shape, frozen=True):
+    reasoning_text: ReasoningText | None = None
+    redacted_content: str | None = None
+
+
+class ToolUse(_Shape, frozen=True):
+    tool_use_id: str
+    name: str
+    input: dict[str, Any]
+    type: Literal["server_tool_use"] | None = None
+
+
+class ToolResultBlock(_Shape, frozen=True):
+    """A union: exactly one member is set."""
+
+    text: str | None = None
+    json: Any = msgspec.UNSET
+    image: dict[str, Any] | None = None
+    document: dict[str, Any] | None = None
+    video: dict[str, Any] | None = None
+    search_result: dict[str, Any] | None = None
+
+
+class ToolResult(_Shape, frozen=True):
+    tool_use_id: str
+    content: list[ToolResultBlock] = []
+    status: Literal["success", "error"] | None = None
+    type: str | None = None
+
+
 class ContentBlock(_Shape, frozen=True):
     """A union: exactly one member is set."""
 
@@ -40,11 +75,11 @@ class ContentBlock(_Shape, frozen=True):
     document: dict[str, Any] | None = None
     video: dict[str, Any] | None = None
     audio: dict[str, Any] | None = None
-    tool_use: dict[str, Any] | None = None
-    tool_result: dict[str, Any] | None = None
+    tool_use: ToolUse | None = None
+    tool_result: ToolResult | None = None
     guard_content: GuardContent | None = None
     cache_point: CachePoint | None = None
-    reasoning_content: dict[str, Any] | None = None
+    reasoning_content: ReasoningContent | None = None
     citations_content: dict[str, Any] | None = None
     search_result: dict[str, Any] | None = None
     tool_addition: dict[str, Any] | None = None
@@ -54,6 +89,46 @@ class ContentBlock(_Shape, frozen=True):
 class Message(_Shape, frozen=True):
     role: Literal["user", "assistant", "system"]
     content: list[ContentBlock]
+
+
+class InputSchema(_Shape, frozen=True):
+    json: dict[str, Any]
+
+
+class ToolSpec(_Shape, frozen=True):
+    name: str
+    input_schema: InputSchema
+    description: str = ""
+    strict: bool | None = None
+
+
+class SystemTool(_Shape, frozen=True):
+    name: str
+
+
+class ToolEntry(_Shape, frozen=True):
+    """A union: exactly one member is set."""
+
+    tool_spec: ToolSpec | None = None
+    system_tool: SystemTool | None = None
+    cache_point: CachePoint | None = None
+
+
+class NamedTool(_Shape, frozen=True):
+    name: str
+
+
+class ToolChoice(_Shape, frozen=True):
+    """A union: exactly one member is set."""
+
+    auto: dict[str, Any] | None = None
+    any: dict[str, Any] | None = None
+    tool: NamedTool | None = None
+
+
+class ToolConfig(_Shape, frozen=True):
+    tools: list[ToolEntry] = []
+    tool_choice: ToolChoice | None = None
 
 
 class InferenceConfig(_Shape, frozen=True):
@@ -95,7 +170,7 @@ class ConverseBody(_Shape, frozen=True):
     messages: list[Message] = []
     system: list[SystemBlock] = []
     inference_config: InferenceConfig = InferenceConfig()
-    tool_config: dict[str, Any] | None = None
+    tool_config: ToolConfig | None = None
     guardrail_config: dict[str, Any] | None = None
     additional_model_request_fields: dict[str, Any] = {}
     additional_model_response_field_paths: list[str] = []
@@ -106,4 +181,27 @@ class ConverseBody(_Shape, frozen=True):
     output_config: OutputConfig | None = None
 
 
+class CountedConversation(_Shape, frozen=True):
+    messages: list[Message] = []
+    system: list[SystemBlock] = []
+    tool_config: ToolConfig | None = None
+    additional_model_request_fields: dict[str, Any] = {}
+
+
+class CountedBody(_Shape, frozen=True):
+    body: str
+
+
+class CountTokensInput(_Shape, frozen=True):
+    """A union: exactly one member is set."""
+
+    converse: CountedConversation | None = None
+    invoke_model: CountedBody | None = None
+
+
+class CountTokensBody(_Shape, frozen=True):
+    input: CountTokensInput
+
+
+count_tokens_decoder = msgspec.json.Decoder(CountTokensBody)
 decoder = msgspec.json.Decoder(ConverseBody)

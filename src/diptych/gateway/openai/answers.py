@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from diptych.gateway.calls import CallBegan, CallInput
 from diptych.gateway.generation import Generation
 from diptych.gateway.openai.shapes import ChatBody
+from diptych.gateway.openai.side_by_side import all_whole, interleaved
+from diptych.gateway.output import Part, Reasoning
 from diptych.gateway.ports import ChatFormat
 from diptych.gateway.responses import to_json
 from diptych.types import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
-_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "length": "length"}
+_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "length": "length", "tool_use": "tool_calls"}
 
 
 def finish_reason(generation: Generation) -> str:
@@ -49,25 +51,12 @@ def _one_logprob(chat: ChatFormat, token: int, logprob: float) -> dict[str, Any]
     return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
 
-async def whole_choices(generations: Sequence[Generation]) -> list[tuple[str, list[TokenLogprob]]]:
-    """Every generation to its end, side by side; the first error cancels the others and is raised."""
-    if len(generations) == 1:
-        return [await generations[0].whole()]
-    tasks = [asyncio.ensure_future(generation.whole()) for generation in generations]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def _common(generations: Sequence[Generation], created: int, kind: str, body: ChatBody) -> dict[str, Any]:
     common: dict[str, Any] = {
         "id": f"chatcmpl-{generations[0].request.id}",
         "object": kind,
         "created": created,
-        "model": body.model,
+        "model": body.model or generations[0].model.id,
     }
     if body.service_tier is not None:
         common["service_tier"] = "default" if body.service_tier == "auto" else body.service_tier
@@ -76,21 +65,37 @@ def _common(generations: Sequence[Generation], created: int, kind: str, body: Ch
 
 async def chat_answer(generations: Sequence[Generation], created: int, body: ChatBody) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
-    answered = await whole_choices(generations)
+    answered = await all_whole(generations)
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message(parts),
             "logprobs": _logprobs(generation, logprobs),
             "finish_reason": finish_reason(generation),
         }
-        for index, (generation, (text, logprobs)) in enumerate(zip(generations, answered, strict=True))
+        for index, (generation, (parts, logprobs)) in enumerate(zip(generations, answered, strict=True))
     ]
     return {
         **_common(generations, created, "chat.completion", body),
         "choices": choices,
         "usage": usage(generations),
     }
+
+
+def message(parts: Sequence[Part]) -> dict[str, Any]:
+    """The assistant's message of a whole answer."""
+    text = "".join(part for part in parts if isinstance(part, str))
+    thought = "".join(part.text for part in parts if isinstance(part, Reasoning))
+    calls: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, CallBegan):
+            calls.append({"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}})
+        elif isinstance(part, CallInput):
+            calls[-1]["function"]["arguments"] += part.json
+    made: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+    if thought:
+        made["reasoning_content"] = thought
+    return {**made, "tool_calls": calls} if calls else made
 
 
 def _logprobs(generation: Generation, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
@@ -100,20 +105,38 @@ def _logprobs(generation: Generation, logprobs: Sequence[TokenLogprob]) -> dict[
 
 
 class ChunkForm:
-    """The bytes of one choice's chunks: everything but the text is made once."""
+    """The bytes of one choice's chunks: for text, everything but the text is made once."""
 
     def __init__(self, common: dict[str, Any], index: int, include_usage: bool) -> None:
         self._usage = {"usage": None} if include_usage else {}
         self._common, self._index = common, index
-        made = self.event({"content": "\0"}, None)
-        self._head, self._tail = made.split(to_json("\0"))
+        self._call = -1
+        self._head, self._tail = self.event({"content": "\0"}, None).split(to_json("\0"))
 
     def event(self, delta: dict[str, Any], finish: str | None, logprobs: dict[str, Any] | None = None) -> bytes:
         choice = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return b"data: " + to_json({**self._common, "choices": [choice], **self._usage}) + b"\n\n"
 
-    def text(self, text: str) -> bytes:
-        return self._head + to_json(text) + self._tail
+    def part(self, part: Part) -> bytes:
+        """The chunk of one part."""
+        if isinstance(part, str):
+            return self._head + to_json(part) + self._tail
+        delta = self.delta(part)
+        return self.event(delta, None) if delta else b""
+
+    def delta(self, part: Part) -> dict[str, Any]:
+        """The part as a delta; empty for the end of a call, which has none."""
+        if isinstance(part, str):
+            return {"content": part}
+        if isinstance(part, Reasoning):
+            return {"reasoning_content": part.text}
+        if isinstance(part, CallBegan):
+            self._call += 1
+            function = {"name": part.name, "arguments": ""}
+            return {"tool_calls": [{"index": self._call, "id": part.id, "type": "function", "function": function}]}
+        if isinstance(part, CallInput):
+            return {"tool_calls": [{"index": self._call, "function": {"arguments": part.json}}]}
+        return {}
 
 
 async def chat_events(generations: Sequence[Generation], created: int, body: ChatBody) -> AsyncGenerator[bytes, None]:
@@ -132,43 +155,27 @@ async def chat_events(generations: Sequence[Generation], created: int, body: Cha
 
 
 async def choice_events(generation: Generation, form: ChunkForm) -> AsyncGenerator[bytes, None]:
-    """The role, a chunk for each piece of text, and the finish reason of one choice."""
+    """The role, a chunk for each part, and the finish reason of one choice."""
     opening = form.event({"role": "assistant", "content": "", "refusal": None}, None)
     wants_logprobs = generation.request.sampling.logprobs is not None
     async with aclosing(generation.pieces()) as pieces:
-        async for text, logprobs in pieces:
+        async for parts, logprobs in pieces:
             if wants_logprobs:
-                event = form.event({"content": text}, None, _logprobs(generation, logprobs))
+                event = _with_logprobs(generation, form, parts, logprobs)
+            elif len(parts) == 1:
+                event = form.part(parts[0])
             else:
-                event = form.text(text) if text else b""
+                event = b"".join([form.part(part) for part in parts])
             if opening or event:
                 yield opening + event
                 opening = b""
     yield form.event({}, finish_reason(generation))
 
 
-async def interleaved(streams: Sequence[AsyncGenerator[bytes, None]]) -> AsyncGenerator[bytes, None]:
-    """Events of several streams as they come. An error of one closes all and is raised."""
-    events: asyncio.Queue[bytes | None] = asyncio.Queue()
-
-    async def drain(stream: AsyncGenerator[bytes, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for event in stream:
-                    events.put_nowait(event)
-        finally:
-            events.put_nowait(None)
-
-    tasks = [asyncio.create_task(drain(stream)) for stream in streams]
-    try:
-        for _ in streams:
-            while (event := await events.get()) is not None:
-                yield event
-            for task in tasks:
-                if task.done():
-                    task.result()
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _with_logprobs(
+    generation: Generation, form: ChunkForm, parts: Sequence[Part], logprobs: Sequence[TokenLogprob]
+) -> bytes:
+    """The log-probabilities of a chunk's tokens go with its first event."""
+    deltas = [form.delta(part) for part in parts] or [{"content": ""}]
+    first = form.event(deltas[0], None, _logprobs(generation, logprobs))
+    return first + b"".join(form.event(delta, None) for delta in deltas[1:] if delta)

@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
-from diptych.gateway import ports
-from diptych.gateway.openai.failures import InvalidParameter
-from diptych.gateway.openai.shapes import ChatBody, ChatMessage, ResponseFormat
-from diptych.gateway.ports import ServedModel
+from diptych.gateway.generation import Generation
+from diptych.gateway.openai.messages import template_messages, toolbox_of
+from diptych.gateway.openai.parameters import InvalidParameter, check_range, stops_of
+from diptych.gateway.openai.shapes import ChatBody, ResponseFormat
+from diptych.gateway.output import OutputReader
+from diptych.gateway.ports import ServedModel, Service
 from diptych.gateway.prompting import chat_prompt
+from diptych.gateway.reading import reader_for
 from diptych.gateway.responses import to_json
+from diptych.gateway.serving_class import ServingClass
+from diptych.gateway.tools import with_tools
 from diptych.types import Request, Sampling
 
-_MAX_CHOICES = 16
-_UNSUPPORTED = (
-    "tools", "functions", "function_call", "logit_bias",
-    "reasoning_effort", "audio", "prediction", "web_search_options",
-)  # fmt: skip
+MAX_CHOICES = 16
+CALL_PREFIX = "call_"
+_UNSUPPORTED = ("functions", "function_call", "logit_bias", "audio", "prediction", "web_search_options")
 
 
-async def chat_requests(body: ChatBody, model: ServedModel, request_id: str, operation: str) -> list[Request]:
-    """One request for each of the ``n`` choices, with its own id and, where one was given, its own seed.
+async def chat_generations(
+    service: Service, body: ChatBody, model: ServedModel, request_id: str, operation: str, asked: ServingClass
+) -> list[Generation]:
+    """A generation for each of the ``n`` choices. Raises InvalidRequest or ContextExceeded."""
+    request, reader = await chat_request(body, model, request_id, operation, asked)
+    return choices(service, model, request, body.n or 1, reader)
 
-    Raises InvalidRequest or ContextExceeded.
-    """
+
+async def chat_request(
+    body: ChatBody, model: ServedModel, request_id: str, operation: str, asked: ServingClass
+) -> tuple[Request, Callable[[], OutputReader | None]]:
+    """The request that ``body`` describes, and what makes a reader of its output. Raises as the above."""
     _check(body)
-    prompt = await chat_prompt(model, _template_messages(body.messages))
-    sampling = _sampling(body, model.context_tokens - len(prompt))
-    return [
-        Request(
-            id=request_id if index == 0 else f"{request_id}-{index}",
-            model=model.id,
-            prompt=prompt,
-            sampling=_reseeded(sampling, index),
-            latency="optimized" if body.service_tier == "priority" else "standard",
-            operation=operation,
-        )
-        for index in range(body.n or 1)
-    ]
+    toolbox = toolbox_of(body)
+    messages, tools = with_tools(model.chat, template_messages(body.messages), toolbox)
+    prompt = await chat_prompt(model, messages, tools)
+    room = model.context_tokens - len(prompt)
+    sampling = _sampling(body, toolbox.forced_schema or _json_schema(body.response_format), room)
+    request = Request(
+        id=request_id, model=model.id, prompt=prompt, sampling=sampling, latency=asked.wanted, operation=operation
+    )  # fmt: skip
+    return request, lambda: reader_for(model.chat, prompt, toolbox, CALL_PREFIX)
 
 
-def _reseeded(sampling: Sampling, index: int) -> Sampling:
-    if sampling.seed is None or index == 0:
-        return sampling
-    return msgspec.structs.replace(sampling, seed=sampling.seed + index)
+def choices(
+    service: Service, model: ServedModel, request: Request, n: int, reader: Callable[[], OutputReader | None]
+) -> list[Generation]:
+    """``n`` generations of one request. Each has its own id and, where a seed was given, its own seed."""
+    requests = [request]
+    for index in range(1, n):
+        seed = request.sampling.seed
+        sampling = msgspec.structs.replace(request.sampling, seed=None if seed is None else seed + index)
+        requests.append(msgspec.structs.replace(request, id=f"{request.id}-{index}", sampling=sampling))
+    return [Generation(service, model, one, reader()) for one in requests]
 
 
-def _sampling(body: ChatBody, room: int) -> Sampling:
+def _sampling(body: ChatBody, schema: str | None, room: int) -> Sampling:
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return Sampling(
         max_tokens=min(asked or room, room),
@@ -57,20 +71,11 @@ def _sampling(body: ChatBody, room: int) -> Sampling:
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         seed=body.seed,
-        stop=_stops(body.stop),
+        stop=stops_of(body.stop),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         ignore_eos=body.ignore_eos,
-        json_schema=_json_schema(body.response_format),
+        json_schema=schema,
     )
-
-
-def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = [stop] if isinstance(stop, str) else stop or []
-    if len(stops) > 4:
-        raise InvalidParameter("stop", f"'stop' has {len(stops)} sequences; send at most 4.")
-    if not all(stops):
-        raise InvalidParameter("stop", "'stop' has an empty sequence. Remove it.")
-    return tuple(stops)
 
 
 def _json_schema(wanted: ResponseFormat | None) -> str | None:
@@ -91,48 +96,21 @@ def _check(body: ChatBody) -> None:
         raise InvalidParameter("modalities", "Only the modality 'text' is supported.")
     if not body.messages:
         raise InvalidParameter("messages", "'messages' is empty. Send at least one message.")
-    check_range("max_tokens", body.max_tokens, 1)
-    check_range("max_completion_tokens", body.max_completion_tokens, 1)
-    check_range("temperature", body.temperature, 0, 2)
-    check_range("top_p", body.top_p, 0, 1)
-    check_range("n", body.n, 1, _MAX_CHOICES)
-    check_range("presence_penalty", body.presence_penalty, -2, 2)
-    check_range("frequency_penalty", body.frequency_penalty, -2, 2)
-    check_range("top_logprobs", body.top_logprobs, 0, 20)
-    check_range("top_k", body.top_k, 0)
-    check_range("min_p", body.min_p, 0, 1)
+    _check_ranges(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs", "'top_logprobs' needs 'logprobs' to be true.")
     if body.stream_options is not None and not body.stream:
         raise InvalidParameter("stream_options", "'stream_options' needs 'stream' to be true.")
 
 
-def check_range(name: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Raises InvalidParameter unless ``low`` <= value <= ``high``. None, a member that is absent, passes."""
-    if value is None or (value >= low and (high is None or value <= high)):
-        return
-    wanted = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-    raise InvalidParameter(name, f"'{name}' is {value:g}; it must be {wanted}.")
-
-
-def _template_messages(messages: list[ChatMessage]) -> list[ports.Message]:
-    return [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
-
-
-def _turn(message: ChatMessage, path: str) -> ports.Message:
-    if message.role in ("tool", "function") or message.tool_calls:
-        raise InvalidParameter(path, f"This model doesn't support tools; {path} is part of a tool call.")
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": _text(message, path)}
-
-
-def _text(message: ChatMessage, path: str) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    if not message.content:
-        raise InvalidParameter(path, f"{path} has no content. Send a text.")
-    for index, part in enumerate(message.content):
-        if part.type != "text" or part.text is None:
-            where = f"{path}.content[{index}]"
-            raise InvalidParameter(where, f"{where} has the type '{part.type}'; this model takes 'text' only.")
-    return "\n".join(part.text or "" for part in message.content)
+def _check_ranges(body: ChatBody) -> None:
+    check_range("max_tokens", body.max_tokens, 1)
+    check_range("max_completion_tokens", body.max_completion_tokens, 1)
+    check_range("temperature", body.temperature, 0, 2)
+    check_range("top_p", body.top_p, 0, 1)
+    check_range("n", body.n, 1, MAX_CHOICES)
+    check_range("presence_penalty", body.presence_penalty, -2, 2)
+    check_range("frequency_penalty", body.frequency_penalty, -2, 2)
+    check_range("top_logprobs", body.top_logprobs, 0, 20)
+    check_range("top_k", body.top_k, 0)
+    check_range("min_p", body.min_p, 0, 1)

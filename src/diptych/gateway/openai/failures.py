@@ -8,16 +8,9 @@ import msgspec
 from starlette.responses import Response
 
 from diptych import errors
+from diptych.gateway.openai.parameters import InvalidParameter
 from diptych.gateway.refusals import BodyTimeout, BodyTooLarge, MethodNotAllowed, NotFound
 from diptych.gateway.responses import json_response, to_json
-
-
-class InvalidParameter(errors.InvalidRequest):
-    """A value that is wrong, and the member that carries it."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from diptych.errors import StaleWrite
 from diptych.handoff.arena import ROWS, Arena
-from diptych.handoff.contract import KVForm
-from diptych.handoff.plan import plan
+from diptych.handoff.landing import Landing
 from diptych.handoff.region import Bytes, Region
 from diptych.handoff.ticket import Ticket
-from diptych.handoff.writer import Writer
 
 
 class Transport:
     """Keeps every arena mapped, for mapping is slower than writing; forgets those whose owner is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, _key: bytes) -> None:
         self._arenas: dict[str, Arena] = {}
 
-    def open_writer(self, ticket: Ticket, source: KVForm) -> Writer:
-        steps = plan(source, ticket.form)
-        return Writer(steps, ticket, _Channel(self._arena(ticket.address), ticket))
+    def open_channel(self, ticket: Ticket) -> _Channel:
+        return _Channel(self._arena(ticket.address), ticket)
 
     def close(self) -> None:
         for arena in self._arenas.values():
@@ -36,6 +34,16 @@ class Transport:
         return self._arenas[address]
 
 
+class Door:
+    """Nothing to open: writers map the landing's arena."""
+
+    def __init__(self, landing: Landing, _key: bytes) -> None:
+        self.via = ("shm", landing.address)
+
+    def close(self) -> None:
+        """Nothing to close: the arena is the landing's."""
+
+
 class _Channel:
     """Writes while the region's epoch is the ticket's; landing.py says what a late write can do."""
 
@@ -44,19 +52,25 @@ class _Channel:
         fits = 0 <= start < end <= arena.size and 0 <= ticket.slot < ROWS
         if not fits or ticket.kv_bytes != ticket.form.region_bytes(ticket.tokens):
             raise StaleWrite(f"the ticket of handoff {ticket.handoff_id} does not fit its landing area")
-        self._row = arena.rows[ticket.slot]
+        self._row = arena.row(ticket.slot)
         self._epoch = ticket.epoch
-        self._region: Region | None = Region(ticket.form, arena.data[start:end], ticket.tokens)
+        self._region = Region(ticket.form, arena.data[start:end], ticket.tokens)
+        self._over = False
+        if not self._row.holds(self._epoch) or not self._row.claim(secrets.randbits(63) + 1):
+            raise StaleWrite(f"handoff {ticket.handoff_id} is over or has a writer already")
 
     def put(self, image: int, token_start: int, tokens: int, staged: Bytes) -> None:
-        if self._region is None or self._row[0] != self._epoch:
+        if not self._row.holds(self._epoch):
             raise StaleWrite("the landing region was taken back")
         self._region.put(image, token_start, tokens, staged)
         if image == len(self._region.images) - 1:
-            self._row[1] += tokens
+            self._row.wrote(tokens)
 
     def finish(self) -> None:
         """Nothing is under way: every put has been delivered when it returns."""
+        self._over = True
 
     def close(self) -> None:
-        self._region = None
+        if not self._over:
+            self._row.give_up(self._epoch)
+            self._over = True

@@ -1,0 +1,109 @@
+"""Bedrock's control plane over HTTP. Its paths do not collide with the runtime's, so one address serves both."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.responses import Response
+from starlette.routing import Route
+
+from diptych.errors import InvalidRequest, ModelNotFound
+from diptych.gateway.bedrock.control import Plane, matching
+from diptych.gateway.bedrock.failures import error_response
+from diptych.gateway.catalog import bare_id, find_model
+from diptych.gateway.refusals import NotFound
+from diptych.gateway.responses import json_response
+from diptych.gateway.routes import Call, Endpoint, Gateway
+
+EMPTY_LISTS = {
+    "/guardrails": "guardrails",
+    "/custom-models": "modelSummaries",
+    "/imported-models": "modelSummaries",
+    "/prompt-routers": "promptRouterSummaries",
+    "/provisioned-model-throughputs": "provisionedModelSummaries",
+    "/marketplace-model/endpoints": "marketplaceModelEndpoints",
+    "/model-customization/custom-model-deployments": "modelDeploymentSummaries",
+}
+"""What is never configured here, and the member that lists it."""
+
+
+def control_routes(gateway: Gateway) -> list[Route]:
+    handlers: dict[str, Callable[[Call], Awaitable[Response]]] = {
+        "/foundation-models": list_foundation_models,
+        "/foundation-models/{model_id:path}": get_foundation_model,
+        "/foundation-model-availability/{model_id:path}": get_availability,
+        "/inference-profiles": list_inference_profiles,
+        "/inference-profiles/{profile_id:path}": get_inference_profile,
+        "/logging/modelinvocations": get_logging_configuration,
+        **{path: _empty(member) for path, member in EMPTY_LISTS.items()},
+    }
+    return [Route(path, Endpoint(gateway, "GET", handler, error_response)) for path, handler in handlers.items()]
+
+
+def _plane(call: Call) -> Plane:
+    return Plane(tuple(call.gateway.service.models()), call.gateway.region)
+
+
+def _known(call: Call, parameter: str) -> str:
+    """The id in the path, without ARN and region, if it is served. Raises NotFound."""
+    asked = unquote(call.http.path_params[parameter])
+    try:
+        find_model(_plane(call).models, asked)
+    except ModelNotFound as error:
+        raise NotFound(str(error)) from None
+    return bare_id(asked)
+
+
+async def list_foundation_models(call: Call) -> Response:
+    plane = _plane(call)
+    summaries = [plane.summary(name) for name, _ in plane.foundation_models()]
+    return json_response({"modelSummaries": matching(summaries, dict(call.http.query_params))}, call.id)
+
+
+async def get_foundation_model(call: Call) -> Response:
+    return json_response({"modelDetails": _plane(call).summary(_known(call, "model_id"))}, call.id)
+
+
+async def get_availability(call: Call) -> Response:
+    available = {
+        "modelId": _known(call, "model_id"),
+        "agreementAvailability": {"status": "AVAILABLE"},
+        "authorizationStatus": "AUTHORIZED",
+        "entitlementAvailability": "AVAILABLE",
+        "regionAvailability": "AVAILABLE",
+    }
+    return json_response(available, call.id)
+
+
+async def list_inference_profiles(call: Call) -> Response:
+    plane, query = _plane(call), call.http.query_params
+    names = [] if query.get("type") == "APPLICATION" else plane.profiled()
+    start, size = _page(query.get("nextToken", "0"), query.get("maxResults", "100"))
+    body: dict[str, Any] = {"inferenceProfileSummaries": [plane.profile(name) for name in names[start : start + size]]}
+    if start + size < len(names):
+        body["nextToken"] = str(start + size)
+    return json_response(body, call.id)
+
+
+def _page(token: str, size: str) -> tuple[int, int]:
+    if not (token.isdecimal() and size.isdecimal() and 1 <= int(size) <= 1000):
+        raise InvalidRequest("maxResults must be a number from 1 to 1000, and nextToken one that was given.")
+    return int(token), int(size)
+
+
+async def get_inference_profile(call: Call) -> Response:
+    return json_response(_plane(call).profile(_known(call, "profile_id")), call.id)
+
+
+async def get_logging_configuration(call: Call) -> Response:
+    """Logging is off."""
+    return json_response({}, call.id)
+
+
+def _empty(member: str) -> Callable[[Call], Awaitable[Response]]:
+    async def listed(call: Call) -> Response:
+        return json_response({member: []}, call.id)
+
+    return listed

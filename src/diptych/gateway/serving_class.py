@@ -1,0 +1,29 @@
+"""The class of service that a client asked for, and the echo of what it got. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from diptych.types import Latency, RequestRecord
+
+Tier = Literal["priority", "default", "flex", "reserved"]
+
+
+class ServingClass(msgspec.Struct, frozen=True):
+    """``latency`` and ``tier`` are None where the client did not say; what it did say is echoed."""
+
+    latency: Latency | None = None
+    tier: Tier | None = None
+
+    @property
+    def wanted(self) -> Latency:
+        """A priority tier may use the fast path as well as latency "optimized"."""
+        return "optimized" if self.latency == "optimized" or self.tier == "priority" else "standard"
+
+    def served_latency(self, record: RequestRecord | None) -> Latency | None:
+        """The latency class actually served, if the client asked for one."""
+        if self.latency is None:
+            return None
+        return record.served_latency if record is not None else "standard"

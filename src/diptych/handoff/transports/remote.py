@@ -1,0 +1,177 @@
+"""What transports that write into the receiver's memory from afar (RDMA and its like) have in common.
+
+    frame gathers in a registered buffer --write, run by run--> the landing region    the library's part
+    Placed(entries) --ZeroMQ, CURVE--> Ack                                            link.py, door.py
+
+A remote write cannot look at the region's epoch, so a late one may land in a region that was offered again;
+the digest over admission's private copy is what makes that harmless (see landing.py). Everything else
+(tickets, one writer each, notices, progress, acknowledgements) is as over tcp, on the same kind of
+connection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from diptych.errors import StaleWrite
+from diptych.handoff.landing import Landing
+from diptych.handoff.region import Bytes, Region
+from diptych.handoff.ticket import Ticket, sign
+from diptych.handoff.transports import wire
+from diptych.handoff.transports.door import SocketDoor
+from diptych.handoff.transports.link import Conversation, Links
+
+FRAME_BYTES = 4 << 20
+_POLL_S = 0.0002
+
+Run = tuple[int, int, int]
+"""(local address, remote address, bytes)."""
+
+
+class Mover(Protocol):
+    """A transfer library: registered memory on both sides, and writes that complete some time later."""
+
+    def expose(self, memory: Bytes) -> str:
+        """Lets others write into ``memory``; returns what they need to know (printable, no spaces)."""
+
+    def register(self, memory: Bytes) -> None:
+        """Lets ``memory`` be written from; it stays registered until :meth:`close`."""
+
+    def meet(self, peer: str) -> Any:
+        """A peer, from what its :meth:`expose` returned. Raises WorkerLost."""
+
+    def write(self, peer: Any, runs: Sequence[Run]) -> Any:
+        """Starts one transfer and returns its handle. Raises WorkerLost."""
+
+    def done(self, handle: Any) -> bool:
+        """Whether the transfer is complete at the peer. Raises WorkerLost."""
+
+    def close(self) -> None: ...
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """The ticket's address: the door's socket, the library's peer, where the arena's regions begin in its
+    memory.
+    """
+
+    socket: str
+    peer: str
+    base: int
+
+
+class RemoteTransport:
+    """Keeps the library's agent and its registered buffers; registering is slow."""
+
+    def __init__(self, key: bytes, mover: Mover) -> None:
+        self._key, self._mover, self._links = key, mover, Links()
+        self._peers: dict[str, Any] = {}
+        self._spare: list[Bytes] = []
+
+    def open_channel(self, ticket: Ticket) -> _Channel:
+        place = msgspec.json.decode(ticket.address, type=Place)
+        if place.peer not in self._peers:
+            self._peers[place.peer] = self._mover.meet(place.peer)
+        return _Channel(self, place, ticket, sign(ticket, self._key))
+
+    def close(self) -> None:
+        self._links.close()
+        self._mover.close()
+
+    def take_buffer(self, needed: int) -> Bytes:
+        """A registered buffer; nobody else's until it is given back."""
+        if self._spare and self._spare[-1].nbytes >= needed:
+            return self._spare.pop()
+        made = np.empty(max(needed, FRAME_BYTES), np.uint8)
+        self._mover.register(made)
+        return made
+
+    def give_buffer(self, buffer: Bytes) -> None:
+        self._spare.append(buffer)
+
+    @property
+    def mover(self) -> Mover:
+        return self._mover
+
+    @property
+    def links(self) -> Links:
+        return self._links
+
+    def peer(self, name: str) -> Any:
+        return self._peers[name]
+
+
+class RemoteDoor(SocketDoor):
+    """``via`` goes into :meth:`Landing.offer`."""
+
+    def __init__(self, name: str, landing: Landing, key: bytes, host: str, mover: Mover) -> None:
+        super().__init__(landing, key, host)
+        self._mover = mover
+        place = Place(self.address, mover.expose(landing.memory), landing.memory.ctypes.data)
+        self.via = (name, msgspec.json.encode(place).decode())
+
+    def close(self) -> None:
+        super().close()
+        self._mover.close()
+
+
+class _Channel(Conversation):
+    """A frame's buffer is in use until its transfer is complete; only then is the frame announced."""
+
+    def __init__(self, owner: RemoteTransport, place: Place, ticket: Ticket, signed: bytes) -> None:
+        self._owner, self._peer = owner, owner.peer(place.peer)
+        self._base = place.base + ticket.offset
+        if ticket.kv_bytes != ticket.form.region_bytes(ticket.tokens):
+            raise StaleWrite(f"the ticket of handoff {ticket.handoff_id} does not fit its form")
+        self._region = Region(ticket.form, np.empty(0, np.uint8), ticket.tokens)
+        self._buffer: Bytes | None = None
+        self._flying: dict[int, tuple[Any, Bytes]] = {}
+        self._placed: dict[int, wire.Placed] = {}
+        super().__init__(owner.links, place.socket, signed, FRAME_BYTES)
+
+    def buffer(self, needed: int) -> Bytes:
+        if self._buffer is None or self._buffer.nbytes < needed:
+            self._buffer = self._owner.take_buffer(needed)
+        return self._buffer
+
+    def carry(self, seq: int, entries: tuple[wire.Entry, ...], filled: int) -> None:
+        buffer = self.buffer(filled)
+        start, runs = buffer.ctypes.data, []
+        for entry in entries:
+            for there, here, size in self._region.runs(entry.image, entry.token_start, entry.tokens):
+                runs.append((start + here, self._base + there, size))
+            start += self._region.images[entry.image].size(entry.tokens)
+        self._placed[seq] = wire.Placed(self._session, seq, entries)
+        self._flying[seq] = (self._owner.mover.write(self._peer, runs), buffer)
+        self._buffer = None
+
+    def again(self, seq: int) -> None:
+        if seq not in self._flying:
+            self.send(seq, self._placed[seq])
+
+    def settled(self, seq: int) -> None:
+        del self._placed[seq]
+
+    def listen(self, timeout_s: float) -> None:
+        self._land()
+        super().listen(0.0 if self._flying else timeout_s)
+        if self._flying and timeout_s:
+            time.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """A transfer that is still under way keeps its buffer, which is then never used again."""
+        super().close()
+        if self._buffer is not None:
+            self._owner.give_buffer(self._buffer)
+            self._buffer = None
+
+    def _land(self) -> None:
+        for seq, (handle, buffer) in list(self._flying.items()):
+            if self._owner.mover.done(handle):
+                del self._flying[seq]
+                self._owner.give_buffer(buffer)
+                self.send(seq, self._placed[seq])

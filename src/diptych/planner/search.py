@@ -1,0 +1,161 @@
+"""Evaluates fleets on all cores, remembers what it has evaluated, and ranks what it found."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from diptych.planner.candidates import Candidate, cost_of, fluid_rps
+from diptych.planner.goodput import Evaluation, evaluate
+from diptych.planner.outcome import Objectives
+from diptych.planner.traces import Trace
+
+RANKINGS = ("dollar", "watt", "rack")
+Ranking = Literal["dollar", "watt", "rack"]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a search found. ``evaluations`` are in the order of goodput per dollar, best first."""
+
+    model: str
+    trace: str
+    objectives: Objectives
+    budget: float
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether any fleet meets the objectives."""
+        return any(e.max_goodput_rps > 0 for e in self.evaluations)
+
+    def best(self, ranking: Ranking = "dollar", mode: str | None = None) -> Evaluation | None:
+        """The best fleet by a ranking, of one mode if given; None when no fleet can be ranked by it."""
+        able = [
+            e for e in self.evaluations if e.max_goodput_rps > 0 and e.per(ranking) and mode in (None, e.candidate.mode)
+        ]
+        return max(able, key=lambda e: e.per(ranking) or 0.0, default=None)
+
+    def nearest(self) -> Evaluation:
+        """Where nothing meets the objectives: the fleet that comes nearest."""
+        return max(self.evaluations, key=lambda e: e.run["attainment"])
+
+    def unranked(self, ranking: Ranking) -> list[str]:
+        """Why fleets are left out of a ranking, one line a kind of machine."""
+        what = {"dollar": "price", "watt": "power", "rack": "rack units"}[ranking]
+        machines = {side.machine for e in self.evaluations if e.per(ranking) is None for side in e.candidate.sides}
+        known = {s.machine for e in self.evaluations if e.per(ranking) is not None for s in e.candidate.sides}
+        return [f"{machine}: not ranked by {ranking}: {what} unknown" for machine in sorted(machines - known)]
+
+
+class Memory:
+    """Evaluations in a JSON-lines file, so that a search that was stopped goes on where it was."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, Evaluation] = {}
+        if path is not None and path.exists():
+            for line in path.read_bytes().splitlines():
+                try:
+                    key, found = msgspec.json.decode(line, type=tuple[str, Evaluation])
+                except msgspec.DecodeError:
+                    continue  # the line that was being written when the search was stopped
+                self._known[key] = found
+
+    def get(self, key: str) -> Evaluation | None:
+        return self._known.get(key)
+
+    def put(self, key: str, found: Evaluation) -> None:
+        self._known[key] = found
+        if self._path is not None:
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.encode((key, found)) + b"\n")
+
+
+def search(
+    candidates: Sequence[Candidate],
+    trace: Trace,
+    objectives: Objectives,
+    *,
+    memory: Path | None = None,
+    jobs: int | None = None,
+    done: Callable[[Evaluation], None] = lambda _: None,
+) -> list[Evaluation]:
+    """Every candidate evaluated, in their order. ``done`` hears of each as it is finished."""
+    known, keys = Memory(memory), [_key(c, trace, objectives) for c in candidates]
+    found: dict[str, Evaluation] = {}
+    for key in keys:
+        if (old := known.get(key)) is not None and key not in found:
+            found[key] = old
+            done(old)
+    open_ = [(key, c) for key, c in zip(keys, candidates, strict=True) if key not in found]
+    for key, evaluation in _evaluate_all(open_, trace, objectives, jobs):
+        found[key] = evaluation
+        known.put(key, evaluation)
+        done(evaluation)
+    return [found[key] for key in keys]
+
+
+def rank(model: str, trace: Trace, objectives: Objectives, budget: float, found: Sequence[Evaluation]) -> Plan:
+    """The plan: by goodput per dollar, ties by the cheaper and then by name."""
+    order = sorted(found, key=lambda e: (-(e.per("dollar") or 0.0), e.price_per_hour or 0.0, e.candidate.describe()))
+    return Plan(model=model, trace=trace.name, objectives=objectives, budget=budget, evaluations=tuple(order))
+
+
+def promising(
+    candidates: Sequence[Candidate],
+    trace: Trace,
+    objectives: Objectives,
+    most: int,
+    price: Callable[[Candidate], float],
+) -> list[Candidate]:
+    """The ``most`` candidates of each kind (mode and chips) by fluid rate per dollar; what a fluid cannot do at half
+    the price, queues will not do either. Kinds are kept apart, so that each is represented."""
+    kinds: dict[tuple[str, ...], list[tuple[float, int, Candidate]]] = {}
+    for number, candidate in enumerate(candidates):
+        kind = (candidate.mode, *(side.chip for side in candidate.sides))
+        value = fluid_rps(candidate, trace, objectives) / price(candidate)
+        kinds.setdefault(kind, []).append((-value, number, candidate))
+    return [entry[2] for entries in kinds.values() for entry in sorted(entries)[:most]]
+
+
+def _evaluate_all(
+    work: Sequence[tuple[str, Candidate]], trace: Trace, objectives: Objectives, jobs: int | None
+) -> Iterator[tuple[str, Evaluation]]:
+    """(key, evaluation) as the worker processes finish them."""
+    if jobs == 1 or len(work) <= 1:
+        for key, candidate in work:
+            yield key, evaluate(candidate, trace, objectives)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _set_shared, (trace, objectives)) as pool:
+        futures = {pool.submit(_evaluate_shared, candidate): key for key, candidate in work}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+_shared: list[tuple[Trace, Objectives]] = []
+
+
+def _set_shared(trace: Trace, objectives: Objectives) -> None:
+    _shared[:] = [(trace, objectives)]
+
+
+def _evaluate_shared(candidate: Candidate) -> Evaluation:
+    return evaluate(candidate, *_shared[0])
+
+
+def _key(candidate: Candidate, trace: Trace, objectives: Objectives) -> str:
+    """Names the candidate, the requests and the objectives, and the numbers behind the cost models."""
+    digest = hashlib.blake2b(digest_size=16)
+    costs = [cost_of(candidate, side) for side in candidate.sides]
+    digest.update(msgspec.json.encode((candidate, objectives, costs, trace.block_tokens)))
+    for column in (trace.arrival_s, trace.input_tokens, trace.output_tokens):
+        digest.update(column.tobytes())
+    digest.update(msgspec.json.encode(list(trace.blocks)))
+    return digest.hexdigest()

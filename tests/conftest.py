@@ -1,0 +1,29 @@
+"""Shared by every room: a cache folder of the test run's own, and tiny models in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from diptych.models.resolve import ModelBundle, resolve_model
+from diptych.models.tiny import ARCHITECTURES, Architecture, write_tiny_gguf
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[Architecture, Path]:
+    """A tiny random GGUF file of each architecture."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return {kind: write_tiny_gguf(folder / f"tiny-{kind}.gguf", kind, seed=7) for kind in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tiny_files: dict[Architecture, Path]) -> dict[Architecture, ModelBundle]:
+    """The same files, resolved."""
+    return {kind: resolve_model(str(path)) for kind, path in tiny_files.items()}
