@@ -52,9 +52,7 @@ def llama_logprobs(client: httpx.Client, prompt: list[int], vocab: int) -> np.nd
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_the_next_token_has_the_same_distribution(
-    served: tuple[ModelBundle, httpx.Client], dtype: str
-) -> None:
+def test_the_next_token_has_the_same_distribution(served: tuple[ModelBundle, httpx.Client], dtype: str) -> None:
     bundle, client = served
     vocab = bundle.geometry.vocab
     engine = TorchPrefill(bundle, TorchConfig(dtype=dtype, chunk_tokens=100))

@@ -17,16 +17,12 @@ from diptych.models.tiny import ARCHITECTURES, Architecture
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_the_header_is_what_the_gguf_package_reads(
-    tiny_files: dict[Architecture, Path], kind: Architecture
-) -> None:
+def test_the_header_is_what_the_gguf_package_reads(tiny_files: dict[Architecture, Path], kind: Architecture) -> None:
     ours = read_gguf(tiny_files[kind], ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"))
     theirs = gguf.GGUFReader(tiny_files[kind])
     for key, value in ours.metadata.items():
         assert value == theirs.fields[key].contents()
-    assert set(ours.metadata) | set(ours.array_lengths) == {
-        k for k in theirs.fields if not k.startswith("GGUF.")
-    }
+    assert set(ours.metadata) | set(ours.array_lengths) == {k for k in theirs.fields if not k.startswith("GGUF.")}
     assert ours.array_lengths["tokenizer.ggml.merges"] == len(theirs.fields["tokenizer.ggml.merges"].data)
     for tensor in theirs.tensors:
         info = ours.tensors[tensor.name]
@@ -37,9 +33,7 @@ def test_the_header_is_what_the_gguf_package_reads(
         )
 
 
-@pytest.mark.parametrize(
-    ("kind", "pairing"), [("llama", "interleaved"), ("qwen2", "half"), ("qwen3", "half")]
-)
+@pytest.mark.parametrize(("kind", "pairing"), [("llama", "interleaved"), ("qwen2", "half"), ("qwen3", "half")])
 def test_meaning(tiny_files: dict[Architecture, Path], kind: Architecture, pairing: str) -> None:
     meta = read_meta(tiny_files[kind])
     g = meta.geometry
@@ -136,9 +130,7 @@ def test_a_folder_is_not_a_model_file(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0.0, 0.999))
-def test_truncation_is_always_noticed(
-    tiny_files: dict[Architecture, Path], tmp_path: Path, share: float
-) -> None:
+def test_truncation_is_always_noticed(tiny_files: dict[Architecture, Path], tmp_path: Path, share: float) -> None:
     whole = tiny_files["llama"].read_bytes()
     path = tmp_path / "cut.gguf"
     path.write_bytes(whole[: int(len(whole) * share)])

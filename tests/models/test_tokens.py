@@ -90,9 +90,7 @@ def test_tokens_are_those_of_transformers(
         assert list(ours.encode(text)) == theirs(text, add_special_tokens=False)["input_ids"], text
 
 
-def test_a_prompt_is_what_transformers_makes_of_it(
-    tiny_files: dict[Architecture, Path], chat: ChatFormat
-) -> None:
+def test_a_prompt_is_what_transformers_makes_of_it(tiny_files: dict[Architecture, Path], chat: ChatFormat) -> None:
     path = tiny_files["llama"]
     theirs = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     messages = [{"role": "user", "content": "What's 12 + 30?"}, {"role": "assistant", "content": "42 🎉"}]
@@ -172,9 +170,7 @@ def test_messages_that_the_template_cannot_write(chat: ChatFormat, messages: lis
         chat.prompt_tokens(messages)
 
 
-def test_what_a_template_may_do(
-    tiny_bundles: dict[Architecture, ModelBundle], llama_chat: ChatFormat
-) -> None:
+def test_what_a_template_may_do(tiny_bundles: dict[Architecture, ModelBundle], llama_chat: ChatFormat) -> None:
     tokenizer = Tokenizer.from_file(tiny_bundles["llama"].tokenizer)
 
     def rendered(template: str, **more: object) -> str:
@@ -239,9 +235,7 @@ def test_sentencepiece(tmp_path: Path, tiny_bundles: dict[Architecture, ModelBun
     assert text_of(chat, chat.encode("ab é")) == " ab é"
 
 
-@pytest.mark.parametrize(
-    ("kind", "pre", "names"), [("t5", "default", "t5"), ("gpt2", "mystery-9", "mystery-9")]
-)
+@pytest.mark.parametrize(("kind", "pre", "names"), [("t5", "default", "t5"), ("gpt2", "mystery-9", "mystery-9")])
 def test_tokenizers_that_are_not_known_are_refused(tmp_path: Path, kind: str, pre: str, names: str) -> None:
     with pytest.raises(UnsupportedModel, match=names):
         build_tokenizer(vocabulary(tmp_path / "v.gguf", kind, pre))
