@@ -64,7 +64,9 @@ def bundle(request: pytest.FixtureRequest, tiny_bundles: dict[Architecture, Mode
 
 
 def exact(bundle: ModelBundle, chunk: int = 64, cache_mib: int = 0) -> TorchPrefill:
-    return TorchPrefill(bundle, TorchConfig(dtype="f32", chunk_tokens=chunk, prefix_cache_mib=cache_mib))
+    return TorchPrefill(
+        bundle, TorchConfig(dtype="f32", threads=1, chunk_tokens=chunk, prefix_cache_mib=cache_mib)
+    )
 
 
 def stock_cache(engine: TorchPrefill, prompt: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +102,7 @@ def test_chunks_do_not_show(bundle: ModelBundle, chunk: int) -> None:
 def test_bf16_is_near_float32(bundle: ModelBundle) -> None:
     prompt = prompt_of(bundle, 300)
     exactly, _ = run(exact(bundle), prompt)
-    rounded, _ = run(TorchPrefill(bundle, TorchConfig(chunk_tokens=64)), prompt)
+    rounded, _ = run(TorchPrefill(bundle, TorchConfig(threads=1, chunk_tokens=64)), prompt)
     for bits, true in ((rounded.keys, exactly.keys), (rounded.values, exactly.values)):
         assert bits.dtype == np.uint16
         error = np.linalg.norm(as_float(bits) - true, axis=-1) / np.linalg.norm(true, axis=-1)
