@@ -55,7 +55,7 @@ def llama_logprobs(client: httpx.Client, prompt: list[int], vocab: int) -> np.nd
 def test_the_next_token_has_the_same_distribution(served: tuple[ModelBundle, httpx.Client], dtype: str) -> None:
     bundle, client = served
     vocab = bundle.geometry.vocab
-    engine = TorchPrefill(bundle, TorchConfig(dtype=dtype, chunk_tokens=100))
+    engine = TorchPrefill(bundle, TorchConfig(dtype=dtype, threads=1, chunk_tokens=100))
     for tokens in (1, 5, 200):
         prompt = np.random.default_rng(tokens).integers(3, vocab, tokens).tolist()
         theirs = llama_logprobs(client, prompt, vocab)

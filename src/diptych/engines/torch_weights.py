@@ -7,8 +7,8 @@ Hugging Face's half-rotated order whatever the file's own pairing is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -73,24 +73,24 @@ def load_weights(bundle: ModelBundle, dtype: torch.dtype, device: str) -> Decode
     gguf = _gguf_source(bundle.gguf, geometry, dtype)
     source = gguf if bundle.hf is None else _folder_source(Path(bundle.hf))
     build = _Builder(source, dtype, device)
-    layers = _in_threads(lambda i: build.layer(f"blk.{i}."), range(geometry.layers))
-    embedding = build.tensor("token_embd.weight")
-    head = source("output.weight")
-    return DecoderWeights(
-        embedding=embedding,
-        layers=layers,
-        norm=build.tensor("output_norm.weight"),
-        head=embedding if head is None else build.tensor("output.weight"),
-        inverse_frequencies=_inverse_frequencies(geometry, gguf("rope_freqs.weight")).to(device),
-    )
+    with _one_thread():
+        embedding, head = build.tensor("token_embd.weight"), build.optional("output.weight")
+        return DecoderWeights(
+            embedding=embedding,
+            layers=tuple(build.layer(f"blk.{index}.") for index in range(geometry.layers)),
+            norm=build.tensor("output_norm.weight"),
+            head=embedding if head is None else head,
+            inverse_frequencies=_inverse_frequencies(geometry, gguf("rope_freqs.weight")).to(device),
+        )
 
 
-def _in_threads(work: Callable[[int], LayerWeights], items: range) -> tuple[LayerWeights, ...]:
-    """A layer a thread: numpy unpacks without the interpreter; PyTorch's own threads would be in the way."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Pieces are small: a second thread would only wait at barriers."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return tuple(pool.map(work, items))
+        yield
     finally:
         torch.set_num_threads(threads)
 
