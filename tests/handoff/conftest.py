@@ -62,9 +62,7 @@ def kv(form: KVForm, tokens: int, seed: int = 0) -> tuple[list[np.ndarray], list
 
 def buffers(form: KVForm, tokens: int) -> list[np.ndarray]:
     """Private engine buffers, full of rubbish."""
-    return [
-        np.full((image.outer, image.units(tokens), image.unit_bytes), 0xA5, np.uint8) for image in form.images
-    ]
+    return [np.full((image.outer, image.units(tokens), image.unit_bytes), 0xA5, np.uint8) for image in form.images]
 
 
 def chunks(tokens: int, size: int) -> Iterator[slice]:

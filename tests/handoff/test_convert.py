@@ -296,9 +296,7 @@ def test_kernels_come_from_the_cache_in_another_process_or_compile_without_one(t
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     runs = [
-        subprocess.run(
-            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-        )
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
         for _ in range(2)
     ]
     assert [run.stdout.split() for run in runs] == [["0", "1"], ["1", "0"]]

@@ -20,9 +20,7 @@ EVERYTHING = fault.Faults(
 )
 
 
-@pytest.mark.parametrize(
-    ("handoffs", "seed"), [(400, 1), (400, 2), pytest.param(10_000, 3, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("handoffs", "seed"), [(400, 1), (400, 2), pytest.param(10_000, 3, marks=pytest.mark.soak)])
 def test_every_altered_handoff_is_caught(
     landing: Landing, source: KVForm, target: KVForm, handoffs: int, seed: int
 ) -> None:

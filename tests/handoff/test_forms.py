@@ -39,9 +39,7 @@ def logical(geometry: Geometry, tokens: int, seed: int) -> dict[str, np.ndarray]
     """Values that every dtype here holds exactly: small integers times 1/8, [layer, token, head, dim]."""
     rng = np.random.default_rng(seed)
     return {
-        plane: (rng.integers(-31, 32, (geometry.layers, tokens, geometry.kv_heads, dim)) / 8).astype(
-            np.float32
-        )
+        plane: (rng.integers(-31, 32, (geometry.layers, tokens, geometry.kv_heads, dim)) / 8).astype(np.float32)
         for plane, dim in (("k", geometry.head_dim_k), ("v", geometry.head_dim_v))
     }
 
@@ -54,9 +52,7 @@ def canonical(geometry: Geometry, rope: Rope) -> KVForm:
     return forms.apart("canonical", what, forms.ROWS)
 
 
-def move(
-    source: KVForm, target: KVForm, memory: np.ndarray, tokens: int, chunk: int | None = None
-) -> np.ndarray:
+def move(source: KVForm, target: KVForm, memory: np.ndarray, tokens: int, chunk: int | None = None) -> np.ndarray:
     """Converts a whole region, chunk by chunk where the source is not paged."""
     out = np.full(target.region_bytes(tokens), 0xEE, np.uint8)
     region = Region(target, out, tokens)
@@ -125,9 +121,7 @@ def test_known_forms_to_the_byte(name: str) -> None:
     got = move(canonical(geometry, Rope(pairing="half")), target, as_region(geometry, values), tokens)
     k, v = values["k"], values["v"]  # [layer, token, head, dim]
     pad = np.zeros((2, 2, 2, 4), np.float32)
-    kb, vb = (
-        np.concatenate([a, pad], 1).reshape(2, 2, block, 2, 4) for a in (k, v)
-    )  # [L, block, slot, H, D]
+    kb, vb = (np.concatenate([a, pad], 1).reshape(2, 2, block, 2, 4) for a in (k, v))  # [L, block, slot, H, D]
     both = np.concatenate([kb, vb], -1)
     want = {
         "hugging-face": lambda: [k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)],
@@ -169,9 +163,7 @@ SCHEMES = [
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_quantised_forms_keep_values_within_their_tolerance(name, dtype, scale, tolerance) -> None:
     geometry = Geometry(layers=2, kv_heads=2, head_dim_k=32, head_dim_v=64)
-    what = Holding(
-        geometry=geometry, fingerprint="m", dtype=dtype, scale=scale, rope=Rope(pairing="interleaved")
-    )
+    what = Holding(geometry=geometry, fingerprint="m", dtype=dtype, scale=scale, rope=Rope(pairing="interleaved"))
     target = KNOWN[name](what, 4)
     start = canonical(geometry, Rope(pairing="half"))
     grouped = scale.scheme in {"inline", "apart"} or dtype == "q8_0"
@@ -201,9 +193,7 @@ def test_quantised_forms_keep_values_within_their_tolerance(name, dtype, scale, 
 
 def test_q8_0_is_ggmls_to_the_bit() -> None:
     rng = np.random.default_rng(7)
-    rows = np.concatenate(
-        [rng.standard_normal((50, 64)), np.zeros((1, 64)), rng.standard_normal((5, 64)) * 1e-9]
-    )
+    rows = np.concatenate([rng.standard_normal((50, 64)), np.zeros((1, 64)), rng.standard_normal((5, 64)) * 1e-9])
     rows = rows.astype(np.float32)
     tensor = Tensor(axes=("token", "head", "dim"), dtype="q8_0")
     mine, _ = codecs.encode(rows, tensor)
@@ -268,9 +258,7 @@ def test_f8_groups_with_a_nan_keep_the_rest() -> None:
     tokens=st.integers(1, 50),
     seed=st.integers(0, 50),
 )
-def test_scattered_blocks_of_a_pool_are_found_through_the_table(
-    name, block, target_block, tokens, seed
-) -> None:
+def test_scattered_blocks_of_a_pool_are_found_through_the_table(name, block, target_block, tokens, seed) -> None:
     geometry = GEOMETRIES[0]
     source = form_of(name, geometry, "bf16", "half", block)
     target = form_of("vllm-lbnhc", geometry, "f16", "interleaved", target_block)
@@ -361,17 +349,13 @@ def _hand_over(names, geometry, whole, held, route: Route, tokens):
     """One part from its holder's form into the receiver's; returns it as [layer, token, head, dim] again."""
     what = Holding(geometry=geometry, fingerprint="m", dtype="bf16", rope=Rope(pairing="half"))
     mine, theirs = (
-        msgspec.structs.replace(what, layers=layers, heads=heads)
-        for layers, heads in (held[route.source], route.part)
+        msgspec.structs.replace(what, layers=layers, heads=heads) for layers, heads in (held[route.source], route.part)
     )
     source, target = KNOWN[names[0]](mine, 4), KNOWN[names[1]](theirs, 2)
     start, end = (
-        msgspec.structs.replace(canonical(geometry, what.rope), layers=w.layers, heads=w.heads)
-        for w in (mine, theirs)
+        msgspec.structs.replace(canonical(geometry, what.rope), layers=w.layers, heads=w.heads) for w in (mine, theirs)
     )
-    memory = as_region(
-        geometry, {n: np.ascontiguousarray(a) for n, a in part_of(whole, held[route.source]).items()}
-    )
+    memory = as_region(geometry, {n: np.ascontiguousarray(a) for n, a in part_of(whole, held[route.source]).items()})
     region = move(source, target, move(start, source, memory, tokens), tokens)
     back = move(target, end, region, tokens).view(np.float32)
     layers, heads = route.part

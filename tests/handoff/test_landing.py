@@ -146,9 +146,7 @@ def test_every_byte_counts(landing: Landing, shm: Sender, source: KVForm, target
             landing.admit(ticket.handoff_id, seal, buffers(target, 3))
 
 
-def test_another_handoffs_seal_is_refused(
-    landing: Landing, shm: Sender, source: KVForm, target: KVForm
-) -> None:
+def test_another_handoffs_seal_is_refused(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     mine, other = (landing.offer(name, target, 10, 30.0) for name in ("mine", "other"))
     hand_over(shm, mine, source, seed=1)
     foreign = hand_over(shm, other, source, seed=2)
@@ -203,9 +201,7 @@ def test_a_write_that_slips_past_the_epoch_is_caught_by_the_digest(
         landing.admit(second.handoff_id, seal, buffers(target, 8))
 
 
-def test_a_writer_that_gives_up_is_noticed(
-    landing: Landing, shm: Sender, source: KVForm, target: KVForm
-) -> None:
+def test_a_writer_that_gives_up_is_noticed(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 8, 30.0)
     writer = shm.open_writer(ticket, source)
     assert landing.expire() == []
@@ -327,9 +323,7 @@ def test_a_killed_owners_arena_is_swept_and_a_living_one_is_not(directory: Path)
     second.close(remove=True)
 
 
-def test_a_receiver_that_restarted_is_noticed(
-    directory: Path, shm: Sender, source: KVForm, target: KVForm
-) -> None:
+def test_a_receiver_that_restarted_is_noticed(directory: Path, shm: Sender, source: KVForm, target: KVForm) -> None:
     """nixl#1986, vllm#49238: a stale mapping of a restarted peer crashed the other side."""
     old = Landing(directory, 1 << 20, receiver="d")
     before = old.offer("r", target, 8, 30.0)
@@ -344,9 +338,7 @@ def test_a_receiver_that_restarted_is_noticed(
     assert list(shm.transport._arenas) == [ticket.address]
 
 
-def test_a_ticket_that_lies_about_its_place(
-    landing: Landing, shm: Sender, source: KVForm, target: KVForm
-) -> None:
+def test_a_ticket_that_lies_about_its_place(landing: Landing, shm: Sender, source: KVForm, target: KVForm) -> None:
     ticket = landing.offer("r", target, 8, 30.0)
     lies = [
         {"offset": landing.capacity_bytes},

@@ -34,9 +34,7 @@ def producer(parent: Connection, name: str, source: KVForm) -> None:
             writer = sender.open_writer(ticket, source)
             keys, values = kv(source, ticket.tokens, seed)
             for token in range(ticket.tokens):
-                writer.write(
-                    token, [a[:, token : token + 1] for a in keys], [a[:, token : token + 1] for a in values]
-                )
+                writer.write(token, [a[:, token : token + 1] for a in keys], [a[:, token : token + 1] for a in values])
                 parent.send(token)
                 if parent.recv() == "give up":
                     break
@@ -106,9 +104,7 @@ def test_a_killed_writer_is_noticed_by_its_deadline_and_leaves_nothing(
     directory: Path, source: KVForm, target: KVForm, name: str
 ) -> None:
     now = [0.0]
-    landing = Landing(
-        directory, 1 << 20, receiver="d", deadlines=Deadlines(streaming_s=2.0), clock=lambda: now[0]
-    )
+    landing = Landing(directory, 1 << 20, receiver="d", deadlines=Deadlines(streaming_s=2.0), clock=lambda: now[0])
     door = open_door(name, landing, KEY)
     with process(name, source) as (child, pid):
         ticket = landing.offer("r", target, 12, 30.0, door.via)

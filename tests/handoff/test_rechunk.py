@@ -75,9 +75,7 @@ def test_a_paged_source_is_cut_between_its_blocks_only() -> None:
     source = target_of("vllm-hnd", 4)
     memory = np.zeros(source.region_bytes(12), np.uint8)
     chunk = Chunk.of(source, *arrays(source, memory, 12), 12)
-    cut = [
-        (start, piece.tokens, piece.blocks.tolist()) for start, piece in Rechunker(source, 8).add(0, chunk)
-    ]
+    cut = [(start, piece.tokens, piece.blocks.tolist()) for start, piece in Rechunker(source, 8).add(0, chunk)]
     assert cut == [(0, 8, [0, 1])]
     with pytest.raises(CorruptKV, match="cannot be cut"):
         list(Rechunker(source, 6).add(0, Chunk.of(source, chunk.keys, chunk.values, 10)))

@@ -80,15 +80,11 @@ def pair(request: pytest.FixtureRequest, landing: Landing) -> Iterator[Pair]:
 def check(private: list[np.ndarray], source: KVForm, tokens: int, seed: int) -> None:
     keys, values = kv(source, tokens, seed)
     for layer in range(3):
-        k, v = (
-            codecs.decode(a[layer], source.keys).transpose(1, 0, 2).astype(np.float16) for a in (keys, values)
-        )
+        k, v = (codecs.decode(a[layer], source.keys).transpose(1, 0, 2).astype(np.float16) for a in (keys, values))
         rows = private[layer].reshape(-1).view(np.float16).reshape(tokens, 2, 8)
         np.testing.assert_array_equal(rows[..., 0::2], k[..., :4])
         np.testing.assert_array_equal(rows[..., 1::2], k[..., 4:])
-        np.testing.assert_array_equal(
-            private[3 + layer].reshape(-1).view(np.float16).reshape(tokens, 2, 8), v
-        )
+        np.testing.assert_array_equal(private[3 + layer].reshape(-1).view(np.float16).reshape(tokens, 2, 8), v)
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 64])
@@ -127,9 +123,7 @@ def test_progress_is_seen_while_it_streams(pair: Pair, source: KVForm, target: K
     pair.landing.admit(big.handoff_id, seal, buffers(target, 2000))
 
 
-def test_a_writer_that_gives_up_fails_the_handoff_at_the_receiver(
-    pair: Pair, source: KVForm, target: KVForm
-) -> None:
+def test_a_writer_that_gives_up_fails_the_handoff_at_the_receiver(pair: Pair, source: KVForm, target: KVForm) -> None:
     """sglang#36033, #9726: decode waited for 300 s after prefill had failed."""
     ticket = pair.offer(target, 20)
     keys, values = kv(source, 20)
@@ -189,9 +183,7 @@ def test_replayed_and_finished_tickets_change_nothing(pair: Pair, source: KVForm
         pair.landing.admit(ticket.handoff_id, seal, private)
 
 
-def test_another_handoffs_place_and_an_oversized_ticket_are_refused(
-    pair: Pair, source: KVForm, target: KVForm
-) -> None:
+def test_another_handoffs_place_and_an_oversized_ticket_are_refused(pair: Pair, source: KVForm, target: KVForm) -> None:
     mine, other = pair.offer(target, 12), pair.offer(target, 12)
     refused(pair, msgspec.structs.replace(mine, kv_bytes=mine.kv_bytes * 2), source)
     refused(pair, msgspec.structs.replace(mine, offset=1 << 40), source)
@@ -251,9 +243,7 @@ def test_nothing_is_left_behind(name: str, directory: Path, source: KVForm, targ
 
 @pytest.mark.parametrize("inner", ["shm", "tcp"])
 @pytest.mark.parametrize("kind", sorted(fault.ALTERING))
-def test_altered_bytes_never_pass(
-    inner: str, kind: str, landing: Landing, source: KVForm, target: KVForm
-) -> None:
+def test_altered_bytes_never_pass(inner: str, kind: str, landing: Landing, source: KVForm, target: KVForm) -> None:
     door = open_door(inner, landing, KEY)
     broken = fault.Transport(load(inner, KEY).transport, fault.Faults(**{kind: 0.02}), seed=hash(kind) % 1000)
     sender, rng = Sender(broken), np.random.default_rng(5)
@@ -365,9 +355,7 @@ def test_a_cut_connection_is_resumed(
     proxy = Proxy(int(endpoint.rpartition(":")[2]))
     sender = load("tcp", KEY)
     tokens = 2000
-    ticket = landing.offer(
-        "r", target, tokens, 30.0, ("tcp", f"tcp://127.0.0.1:{proxy.port} {public}".strip())
-    )
+    ticket = landing.offer("r", target, tokens, 30.0, ("tcp", f"tcp://127.0.0.1:{proxy.port} {public}".strip()))
     keys, values = kv(source, tokens, 8)
     writer = sender.open_writer(ticket, source)
     for number, part in enumerate(chunks(tokens, 100)):
@@ -472,9 +460,7 @@ def test_frames_that_make_no_sense_change_nothing(landing: Landing, source: KVFo
     }
     for bad in entries.values():
         rogue.send_multipart([wire.encode(wire.Data(welcome.session, 0, tuple(bad))), b"x" * one * len(bad)])
-    rogue.send_multipart(
-        [wire.encode(wire.Data(welcome.session, 0, (wire.Entry(0, 0, 1),))), b"x" * (one - 1)]
-    )
+    rogue.send_multipart([wire.encode(wire.Data(welcome.session, 0, (wire.Entry(0, 0, 1),))), b"x" * (one - 1)])
     rogue.send_multipart([wire.encode(wire.Data(welcome.session + 1, 0, (wire.Entry(0, 0, 1),))), b"x" * one])
     rogue.send(wire.encode(wire.Data(welcome.session, 0, (wire.Entry(0, 0, 1),))))
     rogue.send(wire.encode(wire.GiveUp(welcome.session + 1)))
@@ -483,9 +469,7 @@ def test_frames_that_make_no_sense_change_nothing(landing: Landing, source: KVFo
     reply = wire.to_writer.decode(rogue.recv())
     assert isinstance(reply, wire.Over)
     until(lambda: door.refused == 13)
-    np.testing.assert_array_equal(
-        landing._arena.data[ticket.offset : ticket.offset + ticket.kv_bytes], before
-    )
+    np.testing.assert_array_equal(landing._arena.data[ticket.offset : ticket.offset + ticket.kv_bytes], before)
     assert landing.phase(ticket.handoff_id) == "offered"
     rogue.close()
     context.term()

@@ -92,9 +92,7 @@ def _table(found: dict[str, Any]) -> Table:
         if name.endswith("_gbps"):
             what = name.removesuffix("_gbps")
             share = found["ratio"].get(what)
-            table.add_row(
-                what, "-" if value is None else f"{value:.2f}", "" if share is None else f"{share:.2f}x"
-            )
+            table.add_row(what, "-" if value is None else f"{value:.2f}", "" if share is None else f"{share:.2f}x")
     for name in ("tail_share_of_prefill", "leases_core_share"):
         table.add_row(name, "", "-" if found[name] is None else f"{found[name]:.2%}")
     return table
@@ -215,9 +213,7 @@ def _across(landing: Landing, label: str, options: dict[str, Any], reasons: dict
         reasons |= dict.fromkeys([*keys, *([raw] if raw else [])], str(error))
         return dict.fromkeys([*keys, *([raw] if raw else [])])
     with _child(_produce, name) as child:
-        ways: dict[str, Callable[[], float]] = {
-            f"{label}_gbps": lambda: _one_handoff(landing, child, door.via)
-        }
+        ways: dict[str, Callable[[], float]] = {f"{label}_gbps": lambda: _one_handoff(landing, child, door.via)}
         if label == "tcp":
             ways["socket_gbps"] = lambda: _one_socket_copy(child)
         if raw is not None:
@@ -369,9 +365,7 @@ def _one_tail(
     writer = open_writer(ticket, source)
     memory = np.ones(ticket.kv_bytes, np.uint8)
     blocks = [
-        array.reshape(TOKENS, -1).view(np.uint8)
-        for plane in layout.arrays(target, memory, TOKENS)
-        for array in plane
+        array.reshape(TOKENS, -1).view(np.uint8) for plane in layout.arrays(target, memory, TOKENS) for array in plane
     ]
     started = time.perf_counter()
     for _ in engine.prefill(prompt[:-1], writer):

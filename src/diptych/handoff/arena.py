@@ -107,9 +107,7 @@ class Arena:
         except OSError as error:
             os.close(descriptor)
             path.unlink()
-            raise ConfigError(
-                f"no {total >> 20} MiB of shared memory in {directory}: {error.strerror}"
-            ) from error
+            raise ConfigError(f"no {total >> 20} MiB of shared memory in {directory}: {error.strerror}") from error
 
     @classmethod
     def attach(cls, path: Path) -> Arena:

@@ -49,10 +49,7 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
         held = (self.layers or Span(0, self.geometry.layers)).size
         heads = (self.heads or Span(0, self.geometry.kv_heads)).size
         some = Tensor(axes=ROWS, dtype=self.dtype, scale=self.scale)
-        k, v = (
-            dim // some.group * some.item_bytes
-            for dim in (self.geometry.head_dim_k, self.geometry.head_dim_v)
-        )
+        k, v = (dim // some.group * some.item_bytes for dim in (self.geometry.head_dim_k, self.geometry.head_dim_v))
         return held, heads, k, v
 
     @property
@@ -60,9 +57,7 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
         return Tensor(axes=ROWS, dtype=self.dtype, scale=self.scale).item_bytes
 
 
-def hugging_face(
-    geometry: Geometry, fingerprint: str, dtype: Dtype = "bf16", rope: Rope | None = None
-) -> KVForm:
+def hugging_face(geometry: Geometry, fingerprint: str, dtype: Dtype = "bf16", rope: Rope | None = None) -> KVForm:
     """A transformers cache: per layer K and V as [head, token, dim] (no batch axis), half-rotated."""
     what = Holding(geometry=geometry, fingerprint=fingerprint, dtype=dtype, rope=rope or Rope(pairing="half"))
     return apart("hugging-face", what, HEAD_MAJOR)
@@ -76,9 +71,7 @@ def llama_cpp(
     ``pairing`` is the model's: "interleaved" where the GGUF permutes Q and K (llama and relatives), "half"
     for its NeoX architectures (qwen2, qwen3, ...). Take it from the model's metadata.
     """
-    what = Holding(
-        geometry=geometry, fingerprint=fingerprint, dtype=dtype, rope=rope or Rope(pairing=pairing)
-    )
+    what = Holding(geometry=geometry, fingerprint=fingerprint, dtype=dtype, rope=rope or Rope(pairing=pairing))
     return apart("llama.cpp", what, ROWS)
 
 
@@ -178,9 +171,7 @@ KNOWN: dict[str, Callable[[Holding, int], KVForm]] = {
 """Name -> (what is held, tokens of a block) -> its form. Forms that are not paged ignore the block."""
 
 
-def _packed(
-    name: str, what: Holding, axes: tuple[Axis, ...], strides: tuple[int, ...], block_tokens: int
-) -> KVForm:
+def _packed(name: str, what: Holding, axes: tuple[Axis, ...], strides: tuple[int, ...], block_tokens: int) -> KVForm:
     """Rows of K's dim and then V's dim, at these strides."""
     keys, values = (
         Tensor(axes=axes, dtype=what.dtype, scale=what.scale, strides=strides, offset=offset)

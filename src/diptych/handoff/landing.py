@@ -203,11 +203,7 @@ class Landing:
         """
         with self._lock:
             landed = self._handoffs.get(ticket.handoff_id)
-            if (
-                landed is None
-                or landed.ticket != ticket
-                or landed.state.phase not in {"offered", "streaming"}
-            ):
+            if landed is None or landed.ticket != ticket or landed.state.phase not in {"offered", "streaming"}:
                 raise StaleWrite(f"handoff {ticket.handoff_id} is unknown or over")
         return self._region(ticket), self._arena.row(ticket.slot)
 
@@ -223,9 +219,7 @@ class Landing:
                 for image, block in zip(images, blocks, strict=True)
             ]
         except ValueError as error:
-            raise CorruptKV(
-                f"the engine's buffers are not of the form {ticket.form.name}: {error}"
-            ) from error
+            raise CorruptKV(f"the engine's buffers are not of the form {ticket.form.name}: {error}") from error
         region = self._region(ticket)
         for piece in seal.pieces:
             digest = xxhash.xxh3_128()

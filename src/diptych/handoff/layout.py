@@ -50,9 +50,7 @@ class Chunk(msgspec.Struct, frozen=True):
         """Checks the numbers of arrays, tokens and blocks. Raises CorruptKV."""
         wanted = 1 if form.stacked else form.layer_span.size
         if len(keys) != wanted or (form.geometry.head_dim_v and not form.packed and len(values) != wanted):
-            raise CorruptKV(
-                f"K of {len(keys)} and V of {len(values)} layers were handed over, not of {wanted}"
-            )
+            raise CorruptKV(f"K of {len(keys)} and V of {len(values)} layers were handed over, not of {wanted}")
         if tokens is None:
             tokens = _count(form, keys[0])
         table = np.arange(-(-tokens // form.unit_tokens)) if blocks is None else np.asarray(blocks, np.int64)
@@ -159,9 +157,7 @@ def _typed(axes: tuple[Axis, ...], extents: list[int], storage: np.dtype[Any], m
             array = memory.view(storage)
     if array.dtype != storage or list(array.shape) != wanted:
         should = dict(zip(axes, wanted, strict=True))
-        raise CorruptKV(
-            f"an array of {memory.dtype} {memory.shape} was handed over, not of {storage} {should}"
-        )
+        raise CorruptKV(f"an array of {memory.dtype} {memory.shape} was handed over, not of {storage} {should}")
     return array
 
 

@@ -41,9 +41,7 @@ def routes(sources: Sequence[Part], targets: Sequence[Part]) -> list[Route]:
         for holder, held in enumerate(sources):
             met = [(part, _overlap(part, held)) for part in open_parts]
             found += [Route(holder, index, both) for _, both in met if both is not None]
-            open_parts = [
-                rest for part, both in met for rest in ([part] if both is None else _without(part, both))
-            ]
+            open_parts = [rest for part, both in met for rest in ([part] if both is None else _without(part, both))]
         if open_parts:
             raise IncompatibleForms("layers and heads", "no holder", _said(open_parts[0]))
     return found

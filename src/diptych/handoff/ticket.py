@@ -56,7 +56,5 @@ def verify(wire: bytes, key: bytes, now: float) -> Ticket:
     except msgspec.MsgspecError as error:
         raise StaleWrite(f"a handoff ticket is of another version: {error}") from error
     if now >= ticket.expires_at:
-        raise StaleWrite(
-            f"the ticket of handoff {ticket.handoff_id} expired {now - ticket.expires_at:.1f} s ago"
-        )
+        raise StaleWrite(f"the ticket of handoff {ticket.handoff_id} expired {now - ticket.expires_at:.1f} s ago")
     return ticket

@@ -67,9 +67,7 @@ class Writer:
         self._closed = False
         self._queue: queue.Queue[tuple[int, Chunk] | None] = queue.Queue(QUEUED_CHUNKS)
         self._last_write = time.perf_counter()
-        self._thread = threading.Thread(
-            target=self._run, name=f"handoff-{ticket.handoff_id[:8]}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"handoff-{ticket.handoff_id[:8]}", daemon=True)
         self._thread.start()
 
     def write(
@@ -91,9 +89,7 @@ class Writer:
         self._check()
         chunk = Chunk.of(self._plan.source, keys, values, tokens, blocks)
         if token_start < 0 or token_start + chunk.tokens > self.ticket.tokens:
-            raise StaleWrite(
-                f"tokens {token_start}+{chunk.tokens} lie beyond the ticket's {self.ticket.tokens}"
-            )
+            raise StaleWrite(f"tokens {token_start}+{chunk.tokens} lie beyond the ticket's {self.ticket.tokens}")
         self._queue.put((token_start, chunk))
         self._last_write = time.perf_counter()
 

@@ -34,9 +34,7 @@ class Link:
         self._poller = zmq.Poller()
         self._sockets = [self._connect(context, endpoint, server_key) for _ in range(CONNECTIONS)]
 
-    def _connect(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str
-    ) -> zmq.Socket[bytes]:
+    def _connect(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, server_key: str) -> zmq.Socket[bytes]:
         socket = context.socket(zmq.DEALER)
         socket.linger = 0
         socket.sndhwm = 0  # the window bounds what is under way

@@ -25,9 +25,7 @@ class Transport(RemoteTransport):
 
 
 class Door(RemoteDoor):
-    def __init__(
-        self, landing: Landing, key: bytes, host: str = "127.0.0.1", *, protocol: str = "tcp"
-    ) -> None:
+    def __init__(self, landing: Landing, key: bytes, host: str = "127.0.0.1", *, protocol: str = "tcp") -> None:
         super().__init__("mooncake", landing, key, host, MooncakeMover(host, protocol))
 
 

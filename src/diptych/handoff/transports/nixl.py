@@ -24,9 +24,7 @@ class Transport(RemoteTransport):
 
 
 class Door(RemoteDoor):
-    def __init__(
-        self, landing: Landing, key: bytes, host: str = "127.0.0.1", *, backend: str = "UCX"
-    ) -> None:
+    def __init__(self, landing: Landing, key: bytes, host: str = "127.0.0.1", *, backend: str = "UCX") -> None:
         super().__init__("nixl", landing, key, host, NixlMover(backend))
 
 
