@@ -184,6 +184,12 @@ class Service:
             new = len(request.prompt) - prepared.cached_tokens
             self.router.read_alone(worker, new, prepared.cached_tokens, prepared.prefill_ms / 1e3)
 
+    def satisfied(self, request_id: str) -> None:
+        """The client needs no more tokens of this request; closing its generator is then no cancellation."""
+        record = self.history.get(request_id)
+        if record is not None:
+            record.status, record.finish = "finished", "stop"
+
     def record(self, request_id: str) -> RequestRecord | None:
         """What happened to a request, or None when it is not known (any more)."""
         return self.history.get(request_id)

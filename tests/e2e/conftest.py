@@ -19,7 +19,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """`diptych serve` with the default model and default settings, and an alias."""
-    running = Fleet(tmp_path_factory.mktemp("fleet"), '[model]\naliases = ["amazon.nova-micro-v1:0"]\n')
+    running = Fleet(tmp_path_factory.mktemp("fleet"), '[model]\naliases = ["any", "amazon.nova-micro-v1:0"]\n')
     yield running
     running.stop()
 
@@ -29,7 +29,7 @@ def tiny_settings(gguf: Path, mode: str = "opt-in", decode: str = "") -> str:
     return f"""
 [model]
 source = "{gguf}"
-id = "tiny"
+aliases = ["any"]
 [routing]
 mode = "{mode}"
 [[prefill]]

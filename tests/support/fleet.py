@@ -29,6 +29,13 @@ def command(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).with_name("diptych")), *arguments]
 
 
+def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """``diptych`` with these arguments, to its end; ``more`` goes into its environment."""
+    return subprocess.run(
+        command(*arguments), env=environment(**more), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -53,7 +60,7 @@ class Fleet:
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = folder / f"fleet-{self.port}.log"
         file = folder / f"fleet-{self.port}.toml"
-        file.write_text(f"[gateway]\nport = {self.port}\n{settings}")
+        file.write_text(f"{settings}\n[gateway]\nport = {self.port}\n")
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 command("serve", "--config", str(file)), env=environment(), stdout=log, stderr=log

@@ -64,6 +64,9 @@ class ScriptedService:
     def models(self) -> Sequence[ScriptedModel]:
         return self._models
 
+    def satisfied(self, request_id: str) -> None:
+        self._records[request_id].status = "finished"
+
     def record(self, request_id: str) -> RequestRecord | None:
         return self._records.get(request_id)
 

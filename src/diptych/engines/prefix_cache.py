@@ -1,7 +1,7 @@
 """Keys and values of prompts read before, so that a second turn computes only its suffix.
 
 A prompt is cut into fixed blocks; each block's name is a hash over its tokens *and* the name of the block
-before it, so one name stands for everything from the first token on. A block is found only as what follows its
+before it, so one name stands for everything from the first token on. A block is found only behind its
 predecessors. Bounded in bytes; the block used longest ago goes first.
 
     name(i) = blake2b(name(i - 1) | tokens of block i)

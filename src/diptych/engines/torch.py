@@ -35,7 +35,7 @@ class TorchConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype = "bf16"
     threads: int = 0
     chunk_tokens: int = 256
-    prefix_cache_mib: int = 256
+    prefix_cache_mib: int = 128
 
 
 class TorchPrefill:

@@ -69,6 +69,8 @@ class Generation:
                     parts = (said,) if reader is None and said else () if reader is None else reader.push(said)
                     yield parts, chunk.logprobs
                     continue
+                if chunk.finish is None:
+                    self._service.satisfied(self.request.id)
                 yield self._last(said, chunk), chunk.logprobs
                 return
         raise EngineError("The engine ended the stream without a finish reason.")

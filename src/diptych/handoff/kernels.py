@@ -190,11 +190,6 @@ def kernel(source: Dtype, target: Dtype, mode: int) -> Kernel | None:
 def _compile(cast: Callable[[Any], Any], item: Any, mode: int) -> Kernel:
     """``cast`` is a plain function and ``mode`` a number, so numba's cache knows them across processes."""
 
-    @njit(
-        types.void(types.Array(item, 4, "A", readonly=True), _TABLE, _WORDS, types.int64),
-        nogil=True,
-        cache=True,
-    )
     def rows(source: Any, blocks: Any, target: Any, tokens: int) -> None:
         _, source_slots, heads, dims = source.shape
         target_slots = target.shape[1]
@@ -226,8 +221,16 @@ def _compile(cast: Callable[[Any], Any], item: Any, mode: int) -> Kernel:
                     for j in range(n):
                         out[j] = _pack(cast(a[2 * j]), cast(a[2 * j + 1]))
 
-    loop: Kernel = rows
-    return loop
+    return _jit(types.void(types.Array(item, 4, "A", readonly=True), _TABLE, _WORDS, types.int64), rows)
+
+
+def _jit(signature: Any, function: Callable[..., None]) -> Kernel:
+    """Compiled without the interpreter's lock; loaded from numba's cache where there is a folder for one."""
+    try:
+        compiled: Kernel = njit(signature, nogil=True, cache=True)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        compiled = njit(signature, nogil=True)(function)
+    return compiled
 
 
 @functools.cache
@@ -238,11 +241,9 @@ def stream() -> Kernel:
     caches to whatever computes beside it.
     """
 
-    @njit(types.void(_LINES_FROM, _LINES), nogil=True, cache=True)
     def lines(source: Any, target: Any) -> None:
         for index in range(0, source.size, 64):
             _stream_line(target, source, index)
         _fence()
 
-    loop: Kernel = lines
-    return loop
+    return _jit(types.void(_LINES_FROM, _LINES), lines)
