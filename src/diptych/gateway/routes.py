@@ -21,6 +21,7 @@ from diptych.gateway.lifetime import ClientGone, InFlight
 from diptych.gateway.metrics import Metrics
 from diptych.gateway.output import OutputReader
 from diptych.gateway.ports import ServedModel, Service
+from diptych.gateway.quotas import Quotas, Reservation
 from diptych.gateway.refusals import MethodNotAllowed, ModelForbidden
 from diptych.types import Request as ServiceRequest
 
@@ -44,6 +45,7 @@ class Gateway:
         self.region = region
         self.keys = keys
         self.in_flight = InFlight()
+        self.quotas = Quotas(time.monotonic)
         self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("recomputed", {}))
 
 
@@ -57,6 +59,7 @@ class Call:
         self.created = int(time.time())
         self.key: Key | None = None
         self.generations: Sequence[Generation] = ()
+        self._reserved = Reservation()
         self._body: bytes | None = None
 
     async def body(self) -> bytes:
@@ -84,8 +87,21 @@ class Call:
     def generation(self, model: ServedModel, request: ServiceRequest, reader: OutputReader | None) -> Generation:
         """Prepares the one generation that answers this call."""
         made = Generation(self.gateway.service, model, request, reader)
-        self.generations = [made]
+        self.begin([made])
         return made
+
+    def begin(self, generations: Sequence[Generation]) -> None:
+        """Sets aside the tokens that the generations may take. Raises Throttled."""
+        first = generations[0]
+        most = first.prompt_tokens + sum(one.request.sampling.max_tokens for one in generations)
+        self._reserved = self.gateway.quotas.reserve(self.key, first.model.id, most)
+        self.generations = generations
+
+    def end(self) -> None:
+        """Settles what was set aside. A request that made no token is not charged."""
+        made = sum(one.output_tokens for one in self.generations)
+        used = self.generations[0].prompt_tokens + made if made else 0
+        self.gateway.quotas.settle(self._reserved, used)
 
 
 class Endpoint:
@@ -117,6 +133,7 @@ class Endpoint:
             status = response.status_code
             await response(scope, receive, send)
         finally:
+            call.end()
             records = [generation.record for generation in call.generations]
             self._gateway.metrics.answered(
                 self._operation, status, [record for record in records if record is not None]

@@ -69,7 +69,7 @@ async def chat_completions(call: Call) -> Response:
     body = parse(await call.body(), decoder)
     model, asked = named_model(call, body.model), class_of(body.service_tier)
     generations = await chat_generations(gateway.service, body, model, call.id, "ChatCompletions", asked)
-    call.generations = generations
+    call.begin(generations)
     if body.stream:
         return _streamed(call, chat_events(generations, call.created, body))
     answer = chat_answer(generations, call.created, body)
@@ -80,7 +80,7 @@ async def completions(call: Call) -> Response:
     gateway = call.gateway
     body = parse(await call.body(), completion_decoder)
     generations = await completion_generations(gateway.service, body, named_model(call, body.model), call.id)
-    call.generations = generations
+    call.begin(generations)
     if body.stream:
         return _streamed(call, completion_events(generations, call.created, body))
     answer = completion_answer(generations, call.created, body)
