@@ -53,13 +53,16 @@ def serve(
     gguf: Gguf = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Serve TLS, with a certificate of our own.")] = False,
 ) -> None:
     """Start everything: gateway, prefill worker, decode worker. Ctrl-C ends it all."""
     from diptych.serving import run  # noqa: PLC0415  # each command loads only what it needs
 
     settings = _settings(config_file, model, gguf)
     listen = settings.gateway
-    listen = msgspec.structs.replace(listen, host=host or listen.host, port=listen.port if port is None else port)
+    listen = msgspec.structs.replace(
+        listen, host=host or listen.host, port=listen.port if port is None else port, tls=tls or listen.tls
+    )
     asyncio.run(run(msgspec.structs.replace(settings, gateway=listen)))
 
 

@@ -33,6 +33,8 @@ class KeySettings(Frozen, frozen=True):
     access_key_id: str | None = None
     secret_access_key: str | None = None
     models: tuple[str, ...] = ()
+    tokens_per_minute: Count | None = None
+    tokens_per_day: Count | None = None
 
     def __repr__(self) -> str:
         return f"KeySettings(name={self.name!r})"
@@ -41,13 +43,15 @@ class KeySettings(Frozen, frozen=True):
 class GatewaySettings(Frozen, frozen=True):
     """Where clients connect. Port 0 takes a free one. ``region`` is the label in ARNs.
 
-    Without ``keys`` only this machine may be served.
+    With ``tls`` a certificate of our own is made, which clients are told to trust. Without ``keys`` only this machine
+    may be served.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8080
     max_body_mb: Count = 25
     region: str = "us-east-1"
+    tls: bool = False
     keys: tuple[KeySettings, ...] = ()
 
 

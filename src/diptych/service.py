@@ -162,6 +162,8 @@ class Service:
             if chunk.prepared is not None:
                 self._prepared(request, worker, message, timeline)
                 mark = time.monotonic()
+            elif not chunk.logprobs:
+                chunk = box.more_tokens(chunk)
             count += len(chunk.tokens)
             since += len(chunk.tokens) if chunk.prepared is None else 0
             timeline.tokens(count, chunk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 from diptych.errors import ConfigError
 from diptych.gateway.app import build_app
@@ -12,6 +13,7 @@ from diptych.gateway.auth import Key, Keys
 from diptych.gateway.auth.keys import digest
 from diptych.gateway.intake import Limits
 from diptych.gateway.server import GatewayServer, Listen
+from diptych.gateway.tls import certificates
 from support.scripted import ScriptedService
 
 KEYS = (
@@ -22,7 +24,10 @@ KEYS = (
 
 def main() -> None:
     limits = Limits(body_timeout_s=float(os.environ.get("BODY_TIMEOUT_S", "60")))
-    listen = Listen(port=int(os.environ.get("PORT", "0")), grace_s=float(os.environ.get("GRACE_S", "1")))
+    folder = os.environ.get("TLS_FOLDER")
+    tls = certificates(Path(folder), "127.0.0.1", "us-east-1") if folder else None
+    port, grace_s = int(os.environ.get("PORT", "0")), float(os.environ.get("GRACE_S", "1"))
+    listen = Listen(port=port, grace_s=grace_s, tls=tls)
     keys = Keys(KEYS if "KEYS" in os.environ else ())
     server = GatewayServer(build_app(ScriptedService(), limits, keys=keys), listen)
     try:

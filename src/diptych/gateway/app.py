@@ -10,6 +10,7 @@ from __future__ import annotations
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
+from diptych.gateway.anthropic.routes import anthropic_routes
 from diptych.gateway.auth import Keys
 from diptych.gateway.bedrock import failures as bedrock_failures
 from diptych.gateway.bedrock.control_routes import control_routes
@@ -41,8 +42,12 @@ class GatewayApp:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         routes = [
-            *bedrock_routes(gateway), *openai_routes(gateway), *control_routes(gateway), *operation_routes(gateway)
-        ]  # fmt: skip
+            *bedrock_routes(gateway),
+            *control_routes(gateway),
+            *openai_routes(gateway),
+            *anthropic_routes(gateway),
+            *operation_routes(gateway),
+        ]
         self._router = Router(routes, redirect_slashes=False, default=_unrouted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -24,6 +24,8 @@ from diptych.gateway.auth.keys import check_exposure
 from diptych.gateway.banner import banner
 from diptych.gateway.intake import Limits
 from diptych.gateway.server import GatewayServer, Listen
+from diptych.gateway.tls import certificates
+from diptych.models.cache import cache_folder
 from diptych.models.chat import ChatFormat
 from diptych.models.resolve import ModelBundle
 from diptych.service import ServedModel
@@ -61,9 +63,18 @@ async def serve(spec: GatewaySpec) -> None:
     progress.close()
     listen = spec.settings.gateway
     limits = Limits(body_bytes=listen.max_body_mb * 1_000_000)
-    server = GatewayServer(build_app(service, limits, listen.region, keys), Listen(listen.host, listen.port))
+    tls = certificates(cache_folder("tls"), listen.host, listen.region) if listen.tls else None
+    app = build_app(service, limits, listen.region, keys)
+    server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls))
+    scheme = "https" if tls else "http"
+
+    def ready(port: int) -> None:
+        print(banner(f"{scheme}://{listen.host}:{port}", model), flush=True)
+        if tls is not None:
+            print(f"Clients must trust our certificate:\n{tls.hint()}", flush=True)
+
     try:
-        await server.serve(lambda port: print(banner(f"http://{listen.host}:{port}", model), flush=True))
+        await server.serve(ready)
     finally:
         await service.close()
 

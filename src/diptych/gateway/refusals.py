@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diptych.errors import InvalidRequest, RequestError
+from diptych.errors import InvalidRequest, Overloaded, RequestError
 
 
 class BodyTooLarge(InvalidRequest):
@@ -31,6 +31,10 @@ class ModelForbidden(Forbidden):
 
     def __init__(self) -> None:
         super().__init__("AccessDeniedException", "You don't have access to the model with the specified model ID.")
+
+
+class Throttled(Overloaded):
+    """The key has used its tokens. The text is the one that Bedrock has for it."""
 
 
 class NotFound(RequestError):

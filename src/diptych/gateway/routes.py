@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -15,10 +15,15 @@ from diptych.errors import DiptychError
 from diptych.gateway.auth import Key, Keys, authenticate
 from diptych.gateway.auth.authenticate import bearer_key
 from diptych.gateway.catalog import find_model
+from diptych.gateway.generation import Generation
 from diptych.gateway.intake import Limits, read_body
 from diptych.gateway.lifetime import ClientGone, InFlight
+from diptych.gateway.metrics import Metrics
+from diptych.gateway.output import OutputReader
 from diptych.gateway.ports import ServedModel, Service
+from diptych.gateway.quotas import Quotas, Reservation
 from diptych.gateway.refusals import MethodNotAllowed, ModelForbidden
+from diptych.types import Request as ServiceRequest
 
 log = logging.getLogger("diptych.gateway")
 
@@ -40,6 +45,8 @@ class Gateway:
         self.region = region
         self.keys = keys
         self.in_flight = InFlight()
+        self.quotas = Quotas(time.monotonic)
+        self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("recomputed", {}))
 
 
 class Call:
@@ -51,6 +58,8 @@ class Call:
         self.id = new_id()
         self.created = int(time.time())
         self.key: Key | None = None
+        self.generations: Sequence[Generation] = ()
+        self._reserved = Reservation()
         self._body: bytes | None = None
 
     async def body(self) -> bytes:
@@ -75,6 +84,25 @@ class Call:
             raise ModelForbidden
         return model
 
+    def generation(self, model: ServedModel, request: ServiceRequest, reader: OutputReader | None) -> Generation:
+        """Prepares the one generation that answers this call."""
+        made = Generation(self.gateway.service, model, request, reader)
+        self.begin([made])
+        return made
+
+    def begin(self, generations: Sequence[Generation]) -> None:
+        """Sets aside the tokens that the generations may take. Raises Throttled."""
+        first = generations[0]
+        most = first.prompt_tokens + sum(one.request.sampling.max_tokens for one in generations)
+        self._reserved = self.gateway.quotas.reserve(self.key, first.model.id, most)
+        self.generations = generations
+
+    def end(self) -> None:
+        """Settles what was set aside. A request that made no token is not charged."""
+        made = sum(one.output_tokens for one in self.generations)
+        used = self.generations[0].prompt_tokens + made if made else 0
+        self.gateway.quotas.settle(self._reserved, used)
+
 
 class Endpoint:
     """A handler as an ASGI app. Whatever it raises before the response begins becomes its dialect's error."""
@@ -86,19 +114,30 @@ class Endpoint:
         self._method = method
         self._guarded = guarded
         self._handler = handler
+        self._operation = getattr(handler, "__name__", "operation")
         self._error_response = error_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(self._gateway, Request(scope, receive))
+        status = 499
         try:
             response = await self._respond(call)
+            status = response.status_code
             await response(scope, receive, send)
         except (ClientGone, ClientDisconnect):
-            return
+            status = 499
         except Exception as error:
             if not isinstance(error, DiptychError):
                 log.exception("request %s failed", call.id)
-            await self._error_response(error, call.id)(scope, receive, send)
+            response = self._error_response(error, call.id)
+            status = response.status_code
+            await response(scope, receive, send)
+        finally:
+            call.end()
+            records = [generation.record for generation in call.generations]
+            self._gateway.metrics.answered(
+                self._operation, status, [record for record in records if record is not None]
+            )  # fmt: skip
 
     async def _respond(self, call: Call) -> Response:
         http = call.http

@@ -17,13 +17,18 @@ from diptych.errors import ConfigError
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """One client. ``models`` are the ids that it may use, all when empty; its secrets never show in a repr."""
+    """One client. ``models`` are the ids that it may use, all when empty; its secrets never show in a repr.
+
+    The budgets of tokens are for each model; None is no limit.
+    """
 
     name: str
     api_key_sha256: str | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = None
     models: tuple[str, ...] = ()
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
 
     def __repr__(self) -> str:
         return f"Key(name={self.name!r})"

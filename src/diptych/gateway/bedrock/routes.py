@@ -68,7 +68,7 @@ async def _begin(call: Call, operation: str) -> tuple[Generation, ConverseBody]:
     model, raw = await _read(call)
     body = parse(raw, decoder)
     request, reader = await converse_request(body, model, call.id, operation)
-    return Generation(call.gateway.service, model, request, reader), body
+    return call.generation(model, request, reader), body
 
 
 async def converse(call: Call) -> Response:
@@ -99,7 +99,7 @@ async def _invoked(call: Call, operation: str, *, streams: bool) -> tuple[Genera
     asked = Asked(model, _model_id(call), call.id, operation, streams, serving)
     schema = schema_of(asked.model_id)
     request, reader = await schema.request(raw, asked)
-    return Generation(call.gateway.service, model, request, reader), schema, serving
+    return call.generation(model, request, reader), schema, serving
 
 
 async def invoke_model(call: Call) -> Response:

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from diptych.gateway.catalog import find_model
-from diptych.gateway.generation import Generation
 from diptych.gateway.intake import parse
 from diptych.gateway.openai.answers import chat_answer, chat_events
 from diptych.gateway.openai.chat import chat_generations, chat_request
@@ -70,6 +69,7 @@ async def chat_completions(call: Call) -> Response:
     body = parse(await call.body(), decoder)
     model, asked = named_model(call, body.model), class_of(body.service_tier)
     generations = await chat_generations(gateway.service, body, model, call.id, "ChatCompletions", asked)
+    call.begin(generations)
     if body.stream:
         return _streamed(call, chat_events(generations, call.created, body))
     answer = chat_answer(generations, call.created, body)
@@ -80,6 +80,7 @@ async def completions(call: Call) -> Response:
     gateway = call.gateway
     body = parse(await call.body(), completion_decoder)
     generations = await completion_generations(gateway.service, body, named_model(call, body.model), call.id)
+    call.begin(generations)
     if body.stream:
         return _streamed(call, completion_events(generations, call.created, body))
     answer = completion_answer(generations, call.created, body)
@@ -91,7 +92,7 @@ async def responses(call: Call) -> Response:
     body = parse(await call.body(), responses_decoder)
     model, asked = named_model(call, body.model), class_of(body.service_tier)
     request, reader = await chat_request(as_chat(body), model, call.id, "Responses", asked)
-    generation = Generation(gateway.service, model, request, reader())
+    generation = call.generation(model, request, reader())
     if body.stream:
         return _streamed(call, response_events(generation, call.created, body))
     parts, _ = await gateway.in_flight.run(call.http.receive, generation.whole())
