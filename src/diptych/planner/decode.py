@@ -43,6 +43,10 @@ class Host(Protocol):
     def wake(self, at_s: float, worker: DecodeWorker, version: int) -> None:
         """Asks to be called back: ``worker.on_wake(at_s, version)``."""
 
+    def reading(self, at_s: float, request: int) -> None: ...
+
+    def has_read(self, at_s: float, request: int) -> None: ...
+
     def joined(self, at_s: float, first_token_s: float, request: int) -> None: ...
 
     def finished(self, at_s: float, request: int) -> None: ...
@@ -173,6 +177,7 @@ class DecodeWorker:
         if self.reading is None and self.to_read and self._fits(self.to_read[0]):
             self.reading = self.to_read.popleft()
             self.reserved = self.reading.context
+            self.host.reading(self.time_s, self.reading.request)
 
     def _join(self, sequence: Sequence) -> None:
         self._order += 1
@@ -227,6 +232,7 @@ class DecodeWorker:
             0.0, self.to_read_s - self.cost.prefill_s(sequence.to_read, sequence.context - sequence.to_read)
         )
         self.reading, self.reserved = None, 0
+        self.host.has_read(self.time_s, sequence.request)
         self._join(sequence)
 
     # -- time ------------------------------------------------------------------------------------------------------

@@ -204,6 +204,15 @@ class _Simulation:
     def _wake(self, _now: float, what: tuple[DecodeWorker, int]) -> None:
         what[0].on_wake(what[1])
 
+    def reading(self, at_s: float, request: int) -> None:
+        if request not in self.emitted:
+            self.out.prefill_start[request] = at_s
+
+    def has_read(self, at_s: float, request: int) -> None:
+        if request not in self.emitted:
+            out = self.out
+            out.prefill_end[request] = out.converted[request] = out.landed[request] = at_s
+
     def joined(self, at_s: float, first_token_s: float, request: int) -> None:
         if request not in self.emitted:
             self.out.joined[request], self.out.first[request] = at_s, first_token_s

@@ -1,0 +1,349 @@
+"""The announcement of AWS and Cerebras (March 2026), claim by claim, from the catalogue and from simulated fleets.
+
+A claim about speed comes from the cost models; a claim about capacity from whole fleets, with KV limits, queues and
+objectives. In a fluid the ratio r of prompt to output drops out of the question whether disaggregation pays:
+
+    gain = (1 + r D/Rp) / (1 + r u D/Rt)      crosses 1 at Rp = Rt / u for every r
+
+(D the wafer's decode rate, Rp its prefill rate, Rt the partner's, u the partner's footprint over the wafer's), so
+the map below is drawn from fleets of whole machines instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from diptych.chips import catalogue
+from diptych.chips.fit import fit_positive
+from diptych.chips.measurements import published
+from diptych.chips.worker import Worker, cost_model, fewest_chips
+from diptych.errors import ConfigError
+from diptych.planner import page, plots
+from diptych.planner.candidates import WAFER_PREFILL_SHARES, Assumptions, Candidate, Choice, Side, sides, total
+from diptych.planner.goodput import Evaluation
+from diptych.planner.outcome import Objectives
+from diptych.planner.search import search
+from diptych.planner.traces import SHAPES, Trace, load
+from diptych.planner.validation.published import wafer_row
+
+SHARES = (0.02, *WAFER_PREFILL_SHARES)
+RATIOS = (1.0, 5.0, 35.0, 100.0, 450.0)
+"""Prompt tokens for each output token; the public traces span 5 to 100, agentic coding is at 452."""
+FOOTPRINTS = (0.2, 0.5, 0.85, 1.5)
+"""A partner machine's footprint over a wafer system's; 0.85 is by price (trn2.48xlarge over the assumed CS-3)."""
+MACHINES = (1, 2, 4, 8)
+TRACES = ("traces/mooncake_conversation.jsonl", "traces/azure_llm_2023_code.csv")
+MIXES = ("azure-conv", "mooncake-synthetic")
+
+
+class Questions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the announcement leaves open, as parameters. ``opt_in`` is the share of traffic on the fast path."""
+
+    model: str = "llama-3.1-70b"
+    ttft_ms: float = 5000.0
+    itl_ms: float = 2.0
+    cs3_price: float | None = None
+    opt_in: float = 1.0
+    reader: str = "trainium2"
+    requests: int = 500
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """One claim, what was recomputed, and under which assumption it holds. ``kind`` is of the weakest input."""
+
+    claim: str
+    computed: str
+    verdict: str
+    kind: str
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """Wafers alone against wafers with a partner that reads, on one traffic shape, at one assumed prefill share."""
+
+    traffic: str
+    prefill_share: float
+    alone_rps: float
+    pair_rps: float
+    partner: str
+    gain_by_price: float | None
+    gain_by_rack: float | None
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything on the page."""
+
+    questions: Questions
+    claims: tuple[Claim, ...]
+    gains: tuple[Gain, ...]
+    maps: dict[str, list[list[float]]]
+    opt_in: str
+
+
+def examine(
+    questions: Questions,
+    data: Path,
+    *,
+    jobs: int | None = None,
+    count: Callable[[int], None] = lambda _: None,
+    done: Callable[[], None] = lambda: None,
+) -> Found:
+    """Runs every fleet that the page needs. Raises ConfigError for a model or chip that cannot be used."""
+    if not 0.0 < questions.opt_in <= 1.0:
+        raise ConfigError("--opt-in is a share above 0 and at most 1")
+    shapes = traffic(data, questions.requests)
+    grid = [_ratio_trace(ratio, questions.requests) for ratio in RATIOS]
+    count((len(SHARES) + len(MACHINES)) * (len(shapes) + len(grid)) + 1)
+    objectives = Objectives(ttft_ms=questions.ttft_ms, itl_ms=questions.itl_ms)
+    measured = [_fleets(questions, trace, objectives, jobs, done) for trace in [*shapes, *grid]]
+    gains = [g for t, fleets in zip(shapes, measured, strict=False) for g in _gains(questions, t, *fleets)]
+    maps = _maps(questions, measured[len(shapes) :])
+    gpu = _aggregated_gpus(questions, shapes[0], jobs)
+    done()
+    return Found(
+        questions=questions, claims=(*speed_claims(), *_capacity_claims(questions, gains, maps)), gains=tuple(gains),
+        maps=maps, opt_in=_opt_in(questions, gains, gpu),
+    )  # fmt: skip
+
+
+def traffic(data: Path, requests: int) -> list[Trace]:
+    """The public traces that are there, and two mixes drawn from the statistics of two that need not be."""
+    there = [data / name for name in TRACES if (data / name).is_file()]
+    mixes = [f"{name}:requests={requests},seed=1" for name in MIXES]
+    return [load(str(spec)).head(requests) for spec in [*there, *mixes]]
+
+
+def _ratio_trace(ratio: float, requests: int) -> Trace:
+    """Poisson arrivals of one shape: 8,000 tokens in all, of which 1 in ``ratio + 1`` is output."""
+    output = max(4, round(8000 / (ratio + 1)))
+    drawn = load(f"poisson:requests={requests},input={round(output * ratio)},output={output},seed=1")
+    return msgspec.structs.replace(drawn, name=f"{ratio:g} prompt tokens per output token")
+
+
+# -- fleets ------------------------------------------------------------------------------------------------------------
+
+
+def _wafer_side(questions: Questions, replicas: int) -> Side:
+    systems = fewest_chips(Worker(chip="cs3", model=questions.model, chips=1))
+    return Side(chip="cs3", format="bf16", chips=systems, machine="cs3", machines=systems * replicas)
+
+
+def _partner_side(questions: Questions, machines: int) -> Side:
+    """Whole machines of the partner chip, each one replica as large as a machine allows."""
+    found = sides(questions.model, Choice(questions.reader))
+    largest = max(found, key=lambda entry: entry[0].chips)
+    return msgspec.structs.replace(largest[0], machines=machines * largest[1])
+
+
+def _fleets(
+    questions: Questions, trace: Trace, objectives: Objectives, jobs: int | None, done: Callable[[], None]
+) -> tuple[list[Evaluation], list[Evaluation]]:
+    """(wafers alone at every prefill share, the same wafers with every number of partner machines)."""
+    wafers = _wafer_side(questions, 2)
+    alone = [
+        Candidate(model=questions.model, mode="aggregated", decode=wafers, chunk_tokens=2048,
+                  assume=Assumptions(prefill_share=share))
+        for share in SHARES
+    ]  # fmt: skip
+    pairs = [
+        Candidate(model=questions.model, mode="disaggregated", prefill=_partner_side(questions, n), decode=wafers)
+        for n in MACHINES
+    ]
+    found = search([*alone, *pairs], trace, objectives, jobs=jobs, done=lambda _: done())
+    return found[: len(alone)], found[len(alone) :]
+
+
+def _aggregated_gpus(questions: Questions, trace: Trace, jobs: int | None) -> Evaluation:
+    """The second baseline: H100s alone, at an ordinary objective of 50 ms a token."""
+    side = Side(chip="h100", format="bf16", chips=8, machine="p5.48xlarge", machines=4)
+    fleet = Candidate(model=questions.model, mode="aggregated", decode=side, chunk_tokens=512)
+    return search([fleet], trace, Objectives(ttft_ms=questions.ttft_ms, itl_ms=50.0), jobs=jobs)[0]
+
+
+def _wafer_price(questions: Questions) -> float:
+    return questions.cs3_price or catalogue.chip("cs3").footprint.price.si
+
+
+def _price(questions: Questions, e: Evaluation) -> float | None:
+    """USD/h with the price of a CS-3 that was asked about."""
+    listed = total(e.candidate, "price")
+    if listed is None:
+        return None
+    systems = sum(side.machines for side in e.candidate.sides if side.chip == "cs3")
+    return listed + systems * (_wafer_price(questions) - catalogue.chip("cs3").footprint.price.si)
+
+
+def _gains(questions: Questions, trace: Trace, alone: list[Evaluation], pairs: list[Evaluation]) -> list[Gain]:
+    """For every prefill share, the number of partner machines that gains most by price (or by rate)."""
+    found = []
+    for share, single in zip(SHARES, alone, strict=True):
+        by_price = [_ratio(pair, single, lambda e: _price(questions, e)) for pair in pairs]
+        by_rack = [_ratio(pair, single, lambda e: total(e.candidate, "rack_units")) for pair in pairs]
+        best = max(range(len(pairs)), key=lambda i: by_price[i] or by_rack[i] or 0.0)
+        partner = pairs[best].candidate.prefill
+        assert partner is not None, "a pair has a side that reads"
+        found.append(Gain(trace.name, share, single.max_goodput_rps, pairs[best].max_goodput_rps, partner.describe(),
+                          by_price[best], by_rack[best]))  # fmt: skip
+    return found
+
+
+def _ratio(pair: Evaluation, single: Evaluation, amount: Callable[[Evaluation], float | None]) -> float | None:
+    """Goodput for the amount, pair over single; infinite where the single fleet cannot do it at all."""
+    own, other = amount(pair), amount(single)
+    if own is None or other is None:
+        return None
+    if not single.max_goodput_rps:
+        return float("inf") if pair.max_goodput_rps else float("nan")
+    return pair.max_goodput_rps / own / (single.max_goodput_rps / other)
+
+
+def _maps(questions: Questions, measured: Sequence[tuple[list[Evaluation], list[Evaluation]]]) -> dict[str, list[list[float]]]:
+    """Footprint ratio -> gain by (ratio of prompt to output, prefill share), over the best number of machines."""
+    systems = _wafer_side(questions, 2).machines
+    maps = {}
+    for u in FOOTPRINTS:
+        rows = []
+        for alone, pairs in measured:
+            per_wafer = [
+                (pair.max_goodput_rps / (systems + u * n)) for pair, n in zip(pairs, MACHINES, strict=True)
+            ]
+            best = max(per_wafer)
+            rows.append([best / (e.max_goodput_rps / systems) if e.max_goodput_rps else float("inf") for e in alone])
+        maps[f"{u:g}"] = rows
+    return maps
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def _tokens_per_s(chip: str, model: str, chips: int, format_: str, batch: int = 1, context: int = 1024) -> float:
+    worker = msgspec.convert({"chip": chip, "model": model, "chips": chips, "format": format_}, Worker)
+    return 1.0 / cost_model(worker).decode_s(batch, batch * context)
+
+
+def _left_out(model: str) -> float:
+    """Tokens a second of a wafer for a model that is left out of the fit."""
+    points = [p for p in published().wafer if p.role == "fit" and p.model != model]
+    rows = [wafer_row(p) for p in points]
+    floor_s, layer_s = fit_positive([terms for terms, _, _ in rows], [pass_s - hops for _, hops, pass_s in rows])
+    point = next(p for p in published().wafer if p.model == model)
+    (one, layers), hops_s, _ = wafer_row(point)
+    return point.acceptance / (floor_s * one + layer_s * layers + hops_s)
+
+
+def speed_claims() -> list[Claim]:
+    """The claims that one stream decides."""
+    oss = _tokens_per_s("cs3", "gpt-oss-120b", 2, "mxfp4")
+    no_speculation = oss / Worker(chip="cs3", model="gpt-oss-120b", chips=2).acceptance
+    wafer70 = _tokens_per_s("cs3", "llama-3.1-70b", 4, "bf16")
+    gpu70 = {(c, b): _tokens_per_s(c, "llama-3.1-70b", 8, "fp8", b) for c in ("h100", "b200") for b in (1, 64)}
+    ratios = {key: wafer70 / rate for key, rate in gpu70.items()}
+    scout = _tokens_per_s("cs3", "llama-4-scout", fewest_chips(Worker(chip="cs3", model="llama-4-scout", chips=1)), "bf16")
+    slow = next((b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if _tokens_per_s("h100", "llama-4-scout", 8, "bf16", b) < 137), 256)
+    scout_gpu = _tokens_per_s("h100", "llama-4-scout", 8, "bf16")
+    tokens = {name: shape[0] + shape[2] for name, shape in SHAPES.items()}
+    return [
+        Claim("25x faster decode",
+              f"Llama 70B: {wafer70:,.0f} tokens/s on CS-3; over 8 x H100 fp8 {ratios['h100', 1]:.0f}x alone and "
+              f"{ratios['h100', 64]:.0f}x at batch 64; over 8 x B200 {ratios['b200', 1]:.0f}x and {ratios['b200', 64]:.0f}x",
+              f"holds against GPUs that batch (the factor runs from {min(ratios.values()):.0f} to "
+              f"{max(ratios.values()):.0f}); it is a claim about a busy GPU, not about the chip", "assumed"),
+        Claim("3,000 tokens/s",
+              f"gpt-oss-120B: {oss:,.0f} tokens/s, of which speculation is 2.5x ({no_speculation:,.0f} without)",
+              "reached only with speculation that emits about 2.5 tokens a pass; Artificial Analysis measured 2,059",
+              "assumed"),
+        Claim("969 tokens/s on Llama 3.1 405B", f"{_left_out('llama-3.1-405b'):,.0f} from the other models' fit",
+              "within the model's error, with speculation and about 19 systems", "derived"),
+        Claim("2,600 against 137 tokens/s on Llama 4 Scout",
+              f"CS-3 {scout:,.0f}; 8 x H100 {scout_gpu:,.0f} alone, below 137 from batch {slow} on",
+              f"both figures are reproduced, but 137 is a batched GPU: alone the factor is {scout / scout_gpu:.0f}, not 19",
+              "assumed"),
+        Claim("an order of magnitude faster", f"one stream against one stream: {ratios['h100', 1]:.0f}x an 8 x H100 node",
+              "holds for the gap between tokens; the time to first token is the partner's, not the wafer's", "assumed"),
+        Claim("agentic work takes 15x the tokens of chat",
+              f"{tokens['agentic'] / tokens['chat']:.0f}x in all tokens between the agentic shape (medians 96,300 / 213) and "
+              f"the chat shape (600 / 200); {SHAPES['agentic'][2] / SHAPES['chat'][2]:.1f}x in output tokens",
+              "depends on what is counted: the growth is in prompts, most of them cached, not in what decode emits",
+              "assumed"),
+    ]  # fmt: skip
+
+
+def _capacity_claims(questions: Questions, gains: Sequence[Gain], maps: dict[str, list[list[float]]]) -> list[Claim]:
+    known = [(g, value) for g in gains if (value := g.gain_by_price or g.gain_by_rack) is not None]
+    finite = [(g, value) for g, value in known if np.isfinite(value)]
+    if not finite:
+        return [Claim("5x the high-speed tokens in the same footprint", "no fleet met the objectives", "not decided", "assumed")]
+    best, most = max(finite, key=lambda pair: pair[1])
+    worst, least = min(finite, key=lambda pair: pair[1])
+    five = sorted({g.prefill_share for g, value in known if value >= 5})
+    below = sum(value < 1 for _, value in finite)
+    cells = [value for rows in maps.values() for row in rows for value in row if np.isfinite(value)]
+    return [
+        Claim(
+            "5x the high-speed tokens in the same footprint",
+            f"by price, {least:.2f}x ({worst.traffic}, wafer prefill at {worst.prefill_share:.0%} of peak) to "
+            f"{most:.2f}x ({best.traffic}, {best.prefill_share:.0%}); disaggregation loses in {below} of {len(finite)} cases; "
+            f"on the map {sum(v < 1 for v in cells)} of {len(cells)} cells",
+            ("5x needs a wafer that reads prompts at " + " or ".join(f"{s:.0%}" for s in five) + " of its dense peak"
+             if five else "5x is not reached at any prefill rate that was tried")
+            + "; Cerebras has not published the rate, and the baseline has to be the wafer alone",
+            "assumed",
+        )
+    ]  # fmt: skip
+
+
+def _opt_in(questions: Questions, gains: Sequence[Gain], gpu: Evaluation) -> str:
+    """What the fast path costs when only a share of the traffic asks for it."""
+    fast = [g for g in gains if g.prefill_share == WAFER_PREFILL_SHARES[1] and g.pair_rps > 0]
+    slow = gpu.per("dollar")
+    if not fast or not slow:
+        return "The fast path's cost could not be compared: a fleet did not meet its objectives or has no price."
+    wafers = _wafer_side(questions, 2).machines * _wafer_price(questions)
+    partner = _partner_side(questions, 1)
+    machine = total(Candidate(model=questions.model, mode="aggregated", decode=partner), "price") or 0.0
+    chosen = fast[0]
+    machines = int(chosen.partner.split(" ", 1)[0])
+    dear = (wafers + machine * machines / partner.machines) / chosen.pair_rps
+    mixed = questions.opt_in * dear + (1.0 - questions.opt_in) / slow
+    return (
+        f"On {chosen.traffic}, a request/s costs {dear:,.0f} USD/h on the fast pair and {1 / slow:,.0f} on H100s at 50 ms a "
+        f"token. With {questions.opt_in:.0%} of the traffic on the fast path it is {mixed:,.0f}; invisible to all, {dear:,.0f}."
+    )
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def as_page(found: Found) -> str:
+    """One HTML file."""
+    q = found.questions
+    rows = [[c.claim, c.computed, c.verdict, c.kind] for c in found.claims]
+    gains = [
+        [g.traffic, f"{g.prefill_share:.0%}", g.alone_rps, g.pair_rps, g.partner, g.gain_by_price, g.gain_by_rack]
+        for g in found.gains
+    ]
+    asked = (
+        f"Model {q.model}; objectives: first token within {q.ttft_ms:,.0f} ms, {q.itl_ms:g} ms a token; a CS-3 system at "
+        f"{_wafer_price(q):,.2f} USD/h (nobody has published a price); prompts read by {q.reader}; {q.opt_in:.0%} of the "
+        "traffic on the fast path."
+    )
+    return page.page("The announcement, re-examined", [
+        page.paragraphs([asked]),
+        page.table(["claim", "recomputed", "verdict", "weakest input"], rows),
+        page.heading("Wafers alone against wafers with a partner that reads"),
+        page.paragraphs(["Two replicas of wafers; the partner's machines are chosen for the largest gain by price. The share is "
+                         "the part of its dense peak that a wafer reaches when it reads prompts itself, which is unpublished."]),
+        page.table(["traffic", "share", "alone req/s", "pair req/s", "partner", "gain per dollar", "gain per rack unit"], gains),
+        page.heading("Where disaggregation pays"),
+        page.paragraphs([
+            "Gain in goodput for the same footprint. Above 1, the pair wins. In a fluid model the line would not depend on the "
+            "traffic at all; with whole machines, KV limits and objectives it does.",
+        ]),
+        *[plots.heat(RATIOS, SHARES, np.array(rows), ("prompt tokens per output token", "wafer prefill, share of dense peak",
+                     f"partner footprint {u} of a wafer")) for u, rows in found.maps.items()],
+        page.heading("Opt-in or invisible"),
+        page.paragraphs([found.opt_in]),
+    ])  # fmt: skip
