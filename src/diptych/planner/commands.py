@@ -45,7 +45,8 @@ def plan(
                      "your own: h100:fp8=mine.toml (see fit).")],
     budget: Annotated[float, typer.Option(help="The most that the fleet may cost, in US dollars an hour.")],
     modes: Annotated[str, typer.Option(help="Which kinds of fleet to try.")] = "aggregated,disaggregated,mixed",
-    requests: Annotated[int, typer.Option(help="Use only the first so many requests of the trace.")] = 1000,
+    requests: Annotated[int | None, typer.Option(help="Use only the first so many requests of the trace.",
+                        show_default="all")] = None,
     most: Annotated[int, typer.Option(help="Simulate so many fleets of each kind, best by a fluid estimate first.")] = 8,
     jobs: Annotated[int | None, typer.Option(help="Worker processes.", show_default="one a core")] = None,
     resume: Annotated[Path | None, typer.Option(help="Remember evaluated fleets in this file, and go on from it.",
@@ -71,7 +72,8 @@ def plan(
     objectives, choices = parse_slo(slo), parse_chips(chips, model)
     if not budget > 0:
         raise ConfigError("--budget has to be above 0 US dollars an hour")
-    traffic = load(trace).head(requests)
+    traffic = load(trace)
+    traffic = traffic if requests is None else traffic.head(requests)
     for choice in choices:
         if not any(machine.price.known for machine in catalogue.chip(choice.chip).machines):
             raise ConfigError(f"{choice.chip}: price unknown, so no fleet of it can be held against a budget; "
@@ -110,7 +112,6 @@ def announcement(
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("announcement.html"),
     model: Annotated[str, typer.Option(help="The model of the whole-fleet comparisons.")] = "llama-3.1-70b",
     data: Annotated[Path, typer.Option(help="Where traces/ lies; without it, only the mixes are used.")] = DATA,
-    requests: Annotated[int, typer.Option(help="Requests of each traffic shape.")] = 500,
     ttft_ms: Annotated[float, typer.Option(help="The service level's bound on the time to first token.")] = 5000.0,
     itl_ms: Annotated[float, typer.Option(help="The bound on the gap between tokens that counts as high speed.")] = 2.0,
     cs3_price: Annotated[float | None, typer.Option(help="USD/h of a CS-3 system, which nobody has published.",
@@ -129,7 +130,7 @@ def announcement(
     from diptych.planner.planreport import to_json
 
     questions = page.Questions(
-        model=model, ttft_ms=ttft_ms, itl_ms=itl_ms, cs3_price=cs3_price, opt_in=opt_in, reader=reader, requests=requests
+        model=model, ttft_ms=ttft_ms, itl_ms=itl_ms, cs3_price=cs3_price, opt_in=opt_in, reader=reader
     )
     with progress() as bar:
         task = bar.add_task("fleets", total=None)

@@ -57,7 +57,9 @@ def read(path: Path) -> list[Observation]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     seen = _from_records(path, text) if text.lstrip().startswith("{") else _from_csv(path, text)
     if len(seen) < len(PREFILL):
-        raise ConfigError(f"{path}: {len(seen)} usable records; give at least {len(PREFILL)}, at several prompt lengths")
+        raise ConfigError(
+            f"{path}: {len(seen)} usable records; give at least {len(PREFILL)}, at several prompt lengths"
+        )
     return seen
 
 
@@ -99,7 +101,9 @@ def _from_records(path: Path, text: str) -> list[Observation]:
 def _shared(record: dict[str, Any], others: Iterable[dict[str, Any]]) -> Observation:
     """The record with the sequences that its worker was decoding in the middle of its output."""
     middle = record["started_at"] + (record["ttft_ms"] + record["e2e_ms"]) / 2e3
-    beside = [r for r in others if r["started_at"] + r["ttft_ms"] / 1e3 <= middle <= r["started_at"] + r["e2e_ms"] / 1e3]
+    beside = [
+        r for r in others if r["started_at"] + r["ttft_ms"] / 1e3 <= middle <= r["started_at"] + r["e2e_ms"] / 1e3
+    ]
     context = sum(r["prompt_tokens"] + r["output_tokens"] / 2 for r in beside)
     parts = record.get("parts_ms") or {}
     return _observation(
@@ -115,7 +119,10 @@ def _observation(prompt: int, first_ms: float, itl_ms: float, batch: float, cont
 
 
 def _error(
-    seen: Sequence[Observation], prefill: Sequence[float], steps: Sequence[Observation], decode: Sequence[float]
+    seen: Sequence[Observation],
+    prefill: Sequence[float],
+    steps: Sequence[Observation],
+    decode: Sequence[float],
 ) -> str:
     def median(pairs: list[tuple[float, float]]) -> float:
         errors = sorted(abs(p / m - 1.0) for p, m in pairs)

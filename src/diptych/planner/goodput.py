@@ -17,6 +17,11 @@ PRECISION = 0.03
 LOWEST = 1 / 64
 """A fleet that does not meet the objectives at this part of its fluid rate is taken not to meet them at all."""
 
+HORIZON = 20.0
+"""A run lasts so many times the objective on the time to first token (or to the last, and a minute at least): in a
+shorter one, a fleet that cannot keep up would still be inside the objective when the requests end."""
+MOST_REQUESTS = 20_000
+
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """One fleet: ``max_goodput_rps`` (0 when the objectives cannot be met), and the run at that rate."""
@@ -45,10 +50,16 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_at(candidate: Candidate, trace: Trace, objectives: Objectives, rate: float) -> dict[str, Any]:
     """The summary of the trace at ``rate`` requests a second through the fleet."""
-    stretched = trace.at_rate(rate)
+    stretched = trace.sized(_requests(objectives, rate)).at_rate(rate)
     outcome = simulate(stretched, fleet_plan(candidate, bool(trace.blocks)))
     metrics = measure(outcome, stretched.arrival_s, stretched.output_tokens)
     return summary(outcome, metrics, stretched.output_tokens, objectives)
+
+
+def _requests(objectives: Objectives, rate: float) -> int:
+    """At least 200, so that a tenth of them is a number."""
+    horizon_s = max(60.0, HORIZON * (objectives.ttft_ms or objectives.e2e_ms or 0.0) / 1e3)
+    return int(min(MOST_REQUESTS, max(200.0, rate * horizon_s)))
 
 
 def evaluate(candidate: Candidate, trace: Trace, objectives: Objectives) -> Evaluation:

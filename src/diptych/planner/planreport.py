@@ -75,14 +75,23 @@ def _row(e: Evaluation) -> list[str | float]:
 
 def play(e: Evaluation, trace: Trace) -> tuple[Outcome, Metrics]:
     """The run at the fleet's highest good rate again, in full."""
-    stretched = trace.at_rate(e.max_goodput_rps) if e.max_goodput_rps else trace
+    stretched = trace.sized(e.run["requests"]).at_rate(e.max_goodput_rps) if e.max_goodput_rps else trace
     outcome = simulate(stretched, fleet_plan(e.candidate, bool(trace.blocks)))
     return outcome, measure(outcome, stretched.arrival_s, stretched.output_tokens)
 
 
 def as_page(plan: Plan, trace: Trace, sensitivities: list[Sensitivity]) -> str:
     """One HTML file with the plots."""
-    header = ["fleet", "req/s", "USD/h", "req/s per k$/h", "USD/M tokens", "TTFT p90 ms", "ITL p90 ms", "weakest input"]
+    header = [
+        "fleet",
+        "req/s",
+        "USD/h",
+        "req/s per k$/h",
+        "USD/M tokens",
+        "TTFT p90 ms",
+        "ITL p90 ms",
+        "weakest input",
+    ]
     parts = [
         page.paragraphs(words(plan)),
         page.table(header, [_row(e) for e in plan.evaluations[:SHOWN]]),
@@ -127,7 +136,12 @@ def _against_load(name: str, e: Evaluation, trace: Trace, plan: Plan) -> tuple[s
 
 def _sensitivity_table(sensitivities: list[Sensitivity]) -> str:
     rows = [
-        [s.what, 1e3 * s.winner, None if s.aggregated is None else 1e3 * s.aggregated, "holds" if s.holds else "flips"]
+        [
+            s.what,
+            1e3 * s.winner,
+            None if s.aggregated is None else 1e3 * s.aggregated,
+            "holds" if s.holds else "flips",
+        ]
         for s in sensitivities
     ]
     return page.table(["changed", "winner, req/s per k$/h", "best aggregated", "the choice"], rows)

@@ -48,7 +48,10 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
 def _alone(coefficients: Fits) -> dict[str, float]:
     """Exponents x factors for one request alone (concurrency is counted against 16) on the best-known engine."""
     found = values(coefficients.factors)
-    return {"concurrency": found.get("concurrency", 0.0) * math.log(1.0 / 16.0), "vllm": found.get("vllm", 0.0)}
+    return {
+        "concurrency": found.get("concurrency", 0.0) * math.log(1.0 / 16.0),
+        "vllm": found.get("vllm", 0.0),
+    }
 
 
 def _shared_read(s: gpu.Setup) -> float:

@@ -188,7 +188,13 @@ def _scores(
     whole = score("gpu_silicon", f"{metric}, leave one model out", everything, fit_rows=rows, target=target,
                   excluded=excluded)  # fmt: skip
     models = [
-        score("gpu_silicon", f"{metric}, {model} held out", pairs, fit_rows=rows - len(pairs), target=model_target)
+        score(
+            "gpu_silicon",
+            f"{metric}, {model} held out",
+            pairs,
+            fit_rows=rows - len(pairs),
+            target=model_target,
+        )
         for model, pairs in found.items()
     ]
     return [whole, *models]
