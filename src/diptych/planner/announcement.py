@@ -18,9 +18,7 @@ import msgspec
 import numpy as np
 
 from diptych.chips import catalogue
-from diptych.chips.fit import fit_positive
-from diptych.chips.measurements import published
-from diptych.chips.worker import Worker, cost_model, fewest_chips
+from diptych.chips.worker import Worker, fewest_chips
 from diptych.errors import ConfigError
 from diptych.planner import page, plots
 from diptych.planner.candidates import (
@@ -32,13 +30,12 @@ from diptych.planner.candidates import (
     sides,
     total,
 )
+from diptych.planner.claims import SHARES, Claim, Gain, capacity_claim, speed_claims
 from diptych.planner.goodput import Evaluation
 from diptych.planner.outcome import Objectives
 from diptych.planner.search import search
-from diptych.planner.traces import SHAPES, Trace, load
-from diptych.planner.validation.published import wafer_row
+from diptych.planner.traces import Trace, load
 
-SHARES = (0.02, *WAFER_PREFILL_SHARES)
 RATIOS = (1.0, 5.0, 35.0, 100.0, 450.0)
 """Prompt tokens for each output token; the public traces span 5 to 100, agentic coding is at 452."""
 FOOTPRINTS = (0.2, 0.5, 0.85, 1.5)
@@ -60,27 +57,6 @@ class Questions(msgspec.Struct, frozen=True, kw_only=True):
     cs3_price: float | None = None
     opt_in: float = 1.0
     reader: str = "trainium2"
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """One claim, what was recomputed, and under which assumption it holds. ``kind`` is of the weakest input."""
-
-    claim: str
-    computed: str
-    verdict: str
-    kind: str
-
-
-class Gain(msgspec.Struct, frozen=True):
-    """Wafers alone against wafers with a partner that reads, on one traffic shape, at one assumed prefill share."""
-
-    traffic: str
-    prefill_share: float
-    alone_rps: float
-    pair_rps: float
-    partner: str
-    gain_by_price: float | None
-    gain_by_rack: float | None
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +90,7 @@ def examine(
     gpu = _aggregated_gpus(questions, shapes[0], jobs)
     done()
     return Found(
-        questions=questions, claims=(*speed_claims(), *_capacity_claims(questions, gains, maps)), gains=tuple(gains),
+        questions=questions, claims=(*speed_claims(), capacity_claim(gains, maps)), gains=tuple(gains),
         maps=maps, opt_in=_opt_in(questions, gains, gpu),
     )  # fmt: skip
 
@@ -234,113 +210,7 @@ def _only(pair: float) -> float:
     return float("inf") if pair else float("nan")
 
 
-# -- claims ------------------------------------------------------------------------------------------------------------
-
-
-def _tokens_per_s(chip: str, model: str, chips: int, format_: str, batch: int = 1, context: int = 1024) -> float:
-    worker = msgspec.convert({"chip": chip, "model": model, "chips": chips, "format": format_}, Worker)
-    return 1.0 / cost_model(worker).decode_s(batch, batch * context)
-
-
-def _left_out(model: str) -> float:
-    """Tokens a second of a wafer for a model that is left out of the fit."""
-    points = [p for p in published().wafer if p.role == "fit" and p.model != model]
-    rows = [wafer_row(p) for p in points]
-    floor_s, layer_s = fit_positive([terms for terms, _, _ in rows], [pass_s - hops for _, hops, pass_s in rows])
-    point = next(p for p in published().wafer if p.model == model)
-    (one, layers), hops_s, _ = wafer_row(point)
-    return point.acceptance / (floor_s * one + layer_s * layers + hops_s)
-
-
-def _claim_405b() -> Claim:
-    predicted, claimed = _left_out("llama-3.1-405b"), 969.0
-    off = predicted / claimed - 1.0
-    verdict = (
-        "agrees with the other models within the model's 15 %" if abs(off) <= 0.15 else
-        f"not predicted: the other models' fit is {off:+.0%} off, so 405B is slower than its layers and hops explain "
-        "(its width, or less speculation); the figure is taken as published"
-    )  # fmt: skip
-    return Claim("969 tokens/s on Llama 3.1 405B", f"{predicted:,.0f} from the other models' fit, about 19 systems",
-                 verdict, "derived")  # fmt: skip
-
-
-def speed_claims() -> list[Claim]:
-    """The claims that one stream decides."""
-    oss = _tokens_per_s("cs3", "gpt-oss-120b", 2, "mxfp4")
-    no_speculation = oss / Worker(chip="cs3", model="gpt-oss-120b", chips=2).acceptance
-    wafer70 = _tokens_per_s("cs3", "llama-3.1-70b", 4, "bf16")
-    gpu70 = {(c, b): _tokens_per_s(c, "llama-3.1-70b", 8, "fp8", b) for c in ("h100", "b200") for b in (1, 64)}
-    ratios = {key: wafer70 / rate for key, rate in gpu70.items()}
-    scout = _tokens_per_s(
-        "cs3", "llama-4-scout", fewest_chips(Worker(chip="cs3", model="llama-4-scout", chips=1)), "bf16"
-    )
-    slow = next(
-        (b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if _tokens_per_s("h100", "llama-4-scout", 8, "bf16", b) < 137),
-        256,
-    )
-    scout_gpu = _tokens_per_s("h100", "llama-4-scout", 8, "bf16")
-    tokens = {name: shape[0] + shape[2] for name, shape in SHAPES.items()}
-    return [
-        Claim("25x faster decode",
-              f"Llama 70B: {wafer70:,.0f} tokens/s on CS-3; over 8 x H100 fp8 {ratios['h100', 1]:.0f}x alone and "
-              f"{ratios['h100', 64]:.0f}x at batch 64; over 8 x B200 {ratios['b200', 1]:.0f}x and {ratios['b200', 64]:.0f}x",
-              f"holds against GPUs that batch (the factor runs from {min(ratios.values()):.0f} to "
-              f"{max(ratios.values()):.0f}); it is a claim about a busy GPU, not about the chip", "assumed"),
-        Claim("3,000 tokens/s",
-              f"gpt-oss-120B: {oss:,.0f} tokens/s, of which speculation is 2.5x ({no_speculation:,.0f} without)",
-              "reached only with speculation that emits about 2.5 tokens a pass; Artificial Analysis measured 2,059",
-              "assumed"),
-        _claim_405b(),
-        Claim("2,600 against 137 tokens/s on Llama 4 Scout",
-              f"CS-3 {scout:,.0f}; 8 x H100 {scout_gpu:,.0f} alone, below 137 from batch {slow} on",
-              f"both figures are reproduced, but 137 is a batched GPU: alone the factor is {scout / scout_gpu:.0f}, not 19",
-              "assumed"),
-        Claim("an order of magnitude faster", f"one stream against one stream: {ratios['h100', 1]:.0f}x an 8 x H100 node",
-              "holds for the gap between tokens; the time to first token is the partner's, not the wafer's", "assumed"),
-        Claim("agentic work takes 15x the tokens of chat",
-              f"{tokens['agentic'] / tokens['chat']:.0f}x in all tokens between the agentic shape (medians 96,300 / 213) and "
-              f"the chat shape (600 / 200); {SHAPES['agentic'][2] / SHAPES['chat'][2]:.1f}x in output tokens",
-              "depends on what is counted: the growth is in prompts, most of them cached, not in what decode emits",
-              "assumed"),
-    ]  # fmt: skip
-
-
-def _capacity_claims(questions: Questions, gains: Sequence[Gain], maps: dict[str, list[list[float]]]) -> list[Claim]:
-    """The gain per dollar at each prefill share, over the traffic shapes that both fleets can serve."""
-    lines, five, lost, cases = [], [], 0, 0
-    for share in SHARES:
-        own = [g for g in gains if g.prefill_share == share]
-        values = [v for g in own if (v := g.gain_by_rack if g.gain_by_price is None else g.gain_by_price) is not None]
-        finite = [v for v in values if np.isfinite(v)]
-        alone = sum(v == float("inf") for v in values)
-        if finite:
-            lines.append(f"{share:.0%} of peak: {min(finite):.2g}x to {max(finite):.2g}x" + (
-                f", and {alone} shapes that the wafer alone cannot serve" if alone else ""))  # fmt: skip
-        elif alone:
-            lines.append(f"{share:.0%} of peak: the wafer alone serves none of {alone} shapes")
-        five += [share] if values and min(values) <= 5.0 <= max(values) else []
-        lost += sum(v < 1 for v in finite)
-        cases += len(values)
-    cells = [value for rows in maps.values() for row in rows for value in row if np.isfinite(value)]
-    computed = (
-        f"gain per dollar when the wafer alone would read prompts at {'; '.join(lines)}. The pair loses in {lost} of {cases} "
-        f"cases, and in {sum(v < 1 for v in cells)} of {len(cells)} cells of the map"
-    )
-    if not lines:
-        return [
-            Claim(
-                "5x the high-speed tokens in the same footprint",
-                "no pair met the objectives",
-                "not decided",
-                "assumed",
-            )
-        ]
-    shares = " or ".join(f"{share:.0%}" for share in five)
-    verdict = (
-        f"between the shapes 5x is crossed when the wafer reads prompts at {shares} of its dense peak" if five
-        else "5x is crossed at none of the prefill rates that were tried"
-    ) + "; the baseline has to be the wafer alone, and Cerebras has not published that rate"  # fmt: skip
-    return [Claim("5x the high-speed tokens in the same footprint", computed, verdict, "assumed")]
+# -- the page ----------------------------------------------------------------------------------------------------
 
 
 def _opt_in(questions: Questions, gains: Sequence[Gain], gpu: Evaluation) -> str:
@@ -357,49 +227,56 @@ def _opt_in(questions: Questions, gains: Sequence[Gain], gpu: Evaluation) -> str
     dear = (wafers + machine * machines / partner.machines) / chosen.pair_rps
     mixed = questions.opt_in * dear + (1.0 - questions.opt_in) / slow
     return (
-        f"On {chosen.traffic}, a request/s costs {dear:,.0f} USD/h on the fast pair and {1 / slow:,.0f} on H100s at 50 ms a "
-        f"token. With {questions.opt_in:.0%} of the traffic on the fast path it is {mixed:,.0f}; invisible to all, {dear:,.0f}."
+        f"On {chosen.traffic}, a request/s costs {dear:,.0f} USD/h on the fast pair and {1 / slow:,.0f} on H100s at "
+        f"50 ms a token. With {questions.opt_in:.0%} of the traffic on the fast path it is {mixed:,.0f}; invisible to "
+        f"all, {dear:,.0f}."
     )
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
 
 
 def as_page(found: Found) -> str:
     """One HTML file."""
-    q = found.questions
-    rows = [[c.claim, c.computed, c.verdict, c.kind] for c in found.claims]
-    gains = [
-        [
-            g.traffic,
-            f"{g.prefill_share:.0%}",
-            g.alone_rps,
-            g.pair_rps,
-            g.partner,
-            g.gain_by_price,
-            g.gain_by_rack,
-        ]
-        for g in found.gains
+    maps = [
+        plots.heat(RATIOS, SHARES, np.array(rows), (*MAP_LABELS, f"partner footprint {u} of a wafer"))
+        for u, rows in found.maps.items()
     ]
-    asked = (
-        f"Model {q.model}; objectives: first token within {q.ttft_ms:,.0f} ms, {q.itl_ms:g} ms a token; a CS-3 system at "
-        f"{_wafer_price(q):,.2f} USD/h (nobody has published a price); prompts read by {q.reader}; {q.opt_in:.0%} of the "
-        "traffic on the fast path."
-    )
-    return page.page("The announcement, re-examined", [
-        page.paragraphs([asked]),
-        page.table(["claim", "recomputed", "verdict", "weakest input"], rows),
+    parts = [
+        page.paragraphs([_asked(found.questions)]),
+        page.table(
+            ["claim", "recomputed", "verdict", "weakest input"],
+            [[c.claim, c.computed, c.verdict, c.kind] for c in found.claims],
+        ),
         page.heading("Wafers alone against wafers with a partner that reads"),
-        page.paragraphs(["Two replicas of wafers; the partner's machines are chosen for the largest gain by price. The share is "
-                         "the part of its dense peak that a wafer reaches when it reads prompts itself, which is unpublished."]),
-        page.table(["traffic", "share", "alone req/s", "pair req/s", "partner", "gain per dollar", "gain per rack unit"], gains),
+        page.paragraphs([GAINS_NOTE]),
+        page.table(GAINS_HEADER, [_gain_row(gain) for gain in found.gains]),
         page.heading("Where disaggregation pays"),
-        page.paragraphs([
-            "Gain in goodput for the same footprint. Above 1, the pair wins. In a fluid model the line would not depend on the "
-            "traffic at all; with whole machines, KV limits and objectives it does.",
-        ]),
-        *[plots.heat(RATIOS, SHARES, np.array(rows), ("prompt tokens per output token", "wafer prefill, share of dense peak",
-                     f"partner footprint {u} of a wafer")) for u, rows in found.maps.items()],
+        page.paragraphs([MAP_NOTE]),
+        *maps,
         page.heading("Opt-in or invisible"),
         page.paragraphs([found.opt_in]),
-    ])  # fmt: skip
+    ]
+    return page.page("The announcement, re-examined", parts)
+
+
+MAP_LABELS = ("prompt tokens per output token", "wafer prefill, share of dense peak")
+GAINS_HEADER = ["traffic", "share", "alone req/s", "pair req/s", "partner", "gain per dollar", "gain per rack unit"]
+GAINS_NOTE = (
+    "Two replicas of wafers; the partner's machines are as many as serve most per dollar. The share is the part of its "
+    "dense peak that a wafer reaches when it reads prompts itself, which is unpublished."
+)
+MAP_NOTE = (
+    "Gain in goodput for the same footprint. Above 1, the pair wins. In a fluid model the line would not depend on the "
+    "traffic at all; with whole machines, KV limits and objectives it does."
+)
+
+
+def _asked(q: Questions) -> str:
+    return (
+        f"Model {q.model}; objectives: first token within {q.ttft_ms:,.0f} ms, {q.itl_ms:g} ms a token; a CS-3 system "
+        f"at {_wafer_price(q):,.2f} USD/h (nobody has published a price); prompts read by {q.reader}; "
+        f"{q.opt_in:.0%} of the traffic on the fast path."
+    )
+
+
+def _gain_row(g: Gain) -> list[object]:
+    share = f"{g.prefill_share:.0%}"
+    return [g.traffic, share, g.alone_rps, g.pair_rps, g.partner, g.gain_by_price, g.gain_by_rack]

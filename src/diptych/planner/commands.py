@@ -47,7 +47,7 @@ def plan(
     modes: Annotated[str, typer.Option(help="Which kinds of fleet to try.")] = "aggregated,disaggregated,mixed",
     requests: Annotated[int | None, typer.Option(help="Use only the first so many requests of the trace.",
                         show_default="all")] = None,
-    most: Annotated[int, typer.Option(help="Simulate so many fleets of each kind, best by a fluid estimate first.")] = 8,
+    most: Annotated[int, typer.Option(help="Simulate so many fleets of each kind, best by a fluid first.")] = 8,
     jobs: Annotated[int | None, typer.Option(help="Worker processes.", show_default="one a core")] = None,
     resume: Annotated[Path | None, typer.Option(help="Remember evaluated fleets in this file, and go on from it.",
                       show_default=False)] = None,
@@ -65,19 +65,16 @@ def plan(
     Example: plan --model llama-3.1-70b --trace azure-conv:rate=5,requests=1000 --slo ttft_ms=1000,itl_ms=50
     --chips h100:fp8,trainium2 --budget 300
     """
-    from diptych.planner import explain, planreport, search
-    from diptych.planner.timeline import chrome_trace as events
-    from diptych.planner.traces import load
+    from diptych.planner import explain, planreport, search  # noqa: PLC0415  each command loads only what it needs
+    from diptych.planner.timeline import chrome_trace as events  # noqa: PLC0415  each command loads only what it needs
+    from diptych.planner.traces import load  # noqa: PLC0415  each command loads only what it needs
 
     objectives, choices = parse_slo(slo), parse_chips(chips, model)
     if not budget > 0:
         raise ConfigError("--budget has to be above 0 US dollars an hour")
     traffic = load(trace)
     traffic = traffic if requests is None else traffic.head(requests)
-    for choice in choices:
-        if not any(machine.price.known for machine in catalogue.chip(choice.chip).machines):
-            raise ConfigError(f"{choice.chip}: price unknown, so no fleet of it can be held against a budget; "
-                              "copy its TOML file, add a price, and name the file")  # fmt: skip
+    _require_prices(choices)
     fleets = enumerate_fleets(model, choices, traffic, objectives, budget, parse_modes(modes))
     if not fleets:
         raise ConfigError(f"no fleet of {chips} for {model} costs {budget:g} USD/h or less; raise --budget")
@@ -88,15 +85,8 @@ def plan(
         result = search.rank(model, traffic, objectives, budget, found)
         bar.add_task("sensitivities", total=None)
         changed = explain.sensitivities(result, traffic)
-    out.print(planreport.as_table(result))
-    for line in explain.words(result):
+    for line in planreport.as_text(result, changed):
         out.print(line, highlight=False)
-    for ranking in search.RANKINGS:
-        for line in result.unranked(ranking):
-            out.print(line, style="dim", highlight=False)
-    for item in changed:
-        verdict = "the choice holds" if item.holds else "the choice flips"
-        out.print(f"If {item.what}: {verdict}.", style="dim", highlight=False)
     _write(json, planreport.to_json(planreport.as_dict(result, changed)))
     if html is not None:
         _write(html, planreport.as_page(result, traffic, changed).encode())
@@ -116,8 +106,8 @@ def announcement(
     itl_ms: Annotated[float, typer.Option(help="The bound on the gap between tokens that counts as high speed.")] = 2.0,
     cs3_price: Annotated[float | None, typer.Option(help="USD/h of a CS-3 system, which nobody has published.",
                          show_default="the catalogue's assumption")] = None,
-    opt_in: Annotated[float, typer.Option(help="Share of the traffic that asks for the fast path; 1 is invisible.")] = 1.0,
-    reader: Annotated[str, typer.Option(help="The chip that reads prompts for the wafer; try h100 or b200.")] = "trainium2",
+    opt_in: Annotated[float, typer.Option(help="Share of traffic that asks for the fast path; 1: invisible.")] = 1.0,
+    reader: Annotated[str, typer.Option(help="The chip that reads for the wafer; try h100 or b200.")] = "trainium2",
     jobs: Annotated[int | None, typer.Option(help="Worker processes.", show_default="one a core")] = None,
     json: Json = None,
 ) -> None:  # fmt: skip
@@ -126,8 +116,8 @@ def announcement(
     Each claim is computed from the catalogue and from simulated fleets, with the assumption under which it holds.
     What the announcement leaves open (price, service level, opt-in or invisible, other vendors) are options.
     """
-    from diptych.planner import announcement as page
-    from diptych.planner.planreport import to_json
+    from diptych.planner import announcement as page  # noqa: PLC0415  each command loads only what it needs
+    from diptych.planner.planreport import to_json  # noqa: PLC0415  each command loads only what it needs
 
     questions = page.Questions(
         model=model, ttft_ms=ttft_ms, itl_ms=itl_ms, cs3_price=cs3_price, opt_in=opt_in, reader=reader
@@ -155,7 +145,7 @@ def fit(
     Prefill: ttft = a + b n + c n^2. Decode: gap = a + b batch + c context. Terms that the records do not identify
     are 0 and say so. The file names what was fitted and when, and can be given to a worker as its cost.
     """
-    from diptych.planner.fitting import fit_gpu, fit_records
+    from diptych.planner.fitting import fit_gpu, fit_records  # noqa: PLC0415  each command loads only what it needs
 
     text = fit_gpu(records) if gpu_table else fit_records(records)
     if output is None:
@@ -174,8 +164,8 @@ def validate(
     Held out: one model at a time (GPU table), batches (Splitwise), prompts (Mooncake's KV transfers), the pair (EXO),
     models (CS-3, Trainium2). Rows left out are counted by rule. Exit code 1 when a target is missed.
     """
-    from diptych.planner.planreport import to_json
-    from diptych.planner.validation.run import validate as run
+    from diptych.planner.planreport import to_json  # noqa: PLC0415  each command loads only what it needs
+    from diptych.planner.validation.run import validate as run  # noqa: PLC0415  each command loads only what it needs
 
     scores = run(data)
     for s in scores:
@@ -197,9 +187,9 @@ def simulate(
     simpy: Annotated[bool, typer.Option(help="Also run the plain simpy model.")] = True,
     json: Json = None,
 ) -> None:
-    """Times the simulator: the Mooncake conversation on 16 prefill and 8 decode workers with the live placement code."""
-    from diptych.planner import bench as measuring
-    from diptych.planner.planreport import to_json
+    """Times the simulator: Mooncake's conversation on 16 prefill and 8 decode workers, placed by the live code."""
+    from diptych.planner import bench as measuring  # noqa: PLC0415  each command loads only what it needs
+    from diptych.planner.planreport import to_json  # noqa: PLC0415  each command loads only what it needs
 
     if not (data / measuring.TRACE).is_file():
         raise ConfigError(f"{data / measuring.TRACE}: no such trace; name its folder with --data")
@@ -244,11 +234,21 @@ def parse_chips(text: str, model: str) -> list[Choice]:
     return found
 
 
+def _require_prices(choices: list[Choice]) -> None:
+    for choice in choices:
+        if not any(machine.price.known for machine in catalogue.chip(choice.chip).machines):
+            raise ConfigError(
+                f"{choice.chip}: price unknown, so no fleet of it can be held against a budget; "
+                "copy its TOML file, add a price, and name the file"
+            )
+
+
 def parse_modes(text: str) -> list[Mode]:
     """Raises ConfigError for a mode that is not known."""
     known = get_args(Mode)
-    modes: list[Mode] = [part.strip() for part in text.split(",") if part.strip()]
-    if not modes or any(mode not in known for mode in modes):
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    modes: list[Mode] = [mode for mode in get_args(Mode) if mode in named]
+    if not named or any(name not in known for name in named):
         raise ConfigError(f"--modes: {text!r}; known are {', '.join(known)}")
     return modes
 

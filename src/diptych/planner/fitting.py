@@ -19,6 +19,7 @@ from diptych.chips.fit import fit_positive
 from diptych.errors import ConfigError
 from diptych.planner.validation import silicon
 
+COLUMNS = ("prompt_tokens", "prefill_ms (or ttft_ms)", "itl_ms", "batch", "context_tokens")
 PREFILL = ("fixed", "token", "token_squared")
 DECODE = ("fixed", "sequence", "context")
 UNITS = {"fixed": ("ms", 1e3), "token": ("us", 1e6), "token_squared": ("ns", 1e9), "sequence": ("us", 1e6),
@@ -72,8 +73,7 @@ def _from_csv(path: Path, text: str) -> list[Observation]:
     header = rows.fieldnames or []
     for name in ("prompt_tokens", "itl_ms"):
         if name not in header:
-            raise ConfigError(f"{path}:1: column {name!r} is missing; a CSV has prompt_tokens, prefill_ms (or ttft_ms), "
-                              "itl_ms, batch, context_tokens")  # fmt: skip
+            raise ConfigError(f"{path}:1: column {name!r} is missing; a CSV has {', '.join(COLUMNS)}")
     first = "prefill_ms" if "prefill_ms" in header else "ttft_ms"
     seen = []
     for record in rows:

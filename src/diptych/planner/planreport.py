@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -63,6 +64,16 @@ def as_table(plan: Plan) -> Table:
     for e in plan.evaluations[:SHOWN]:
         table.add_row(*[v if isinstance(v, str) else page.number(v) for v in _row(e)])
     return table
+
+
+def as_text(plan: Plan, changed: list[Sensitivity]) -> Iterator[Table | str]:
+    """What ``diptych plan`` prints: the table, the explanation, what is not ranked, what an assumption would change."""
+    yield as_table(plan)
+    yield from words(plan)
+    for ranking in RANKINGS:
+        yield from (f"[dim]{line}[/]" for line in plan.unranked(ranking))
+    for item in changed:
+        yield f"[dim]If {item.what}: the choice {'holds' if item.holds else 'flips'}.[/]"
 
 
 def _row(e: Evaluation) -> list[str | float]:

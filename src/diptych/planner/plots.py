@@ -21,7 +21,7 @@ class Figure:
     """One drawing of ``columns`` panels side by side; ``svg()`` gives it as text."""
 
     def __init__(self, columns: int = 1, height: float = 3.2) -> None:
-        from matplotlib.figure import Figure as Canvas  # 0.3 s to import, and only reports draw
+        from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  0.3 s to import, and only reports draw
 
         self._canvas = Canvas(figsize=(4.6 * columns, height), layout="constrained")
         self.panels: list[Axes] = [self._canvas.add_subplot(1, columns, i + 1) for i in range(columns)]
@@ -30,7 +30,7 @@ class Figure:
             panel.grid(alpha=0.25)
 
     def svg(self) -> str:
-        import matplotlib as mpl
+        import matplotlib as mpl  # noqa: PLC0415  as above
 
         text = io.StringIO()
         with mpl.rc_context({"svg.hashsalt": "diptych", "svg.fonttype": "none"}):
@@ -90,12 +90,12 @@ def pareto(points: Sequence[tuple[str, float, float]]) -> str:
     for mode, colour in MODE_COLOURS.items():
         own = [(speed, value) for m, speed, value in points if m == mode]
         if own:
-            panel.scatter(*zip(*own, strict=True), s=14, color=colour, alpha=0.7, label=mode)
+            panel.scatter([x for x, _ in own], [y for _, y in own], s=14, color=colour, alpha=0.7, label=mode)
     front: list[tuple[float, float]] = []
     for _, speed, value in sorted(points, key=lambda p: (-p[1], -p[2])):
         if not front or value > front[-1][1]:
             front.append((speed, value))
-    panel.step(*zip(*front, strict=True), where="post", color="#444444", linewidth=0.9)
+    panel.step([x for x, _ in front], [y for _, y in front], where="post", color="#444444", linewidth=0.9)
     panel.set(xscale="log", xlabel="output tokens/s per user (median)", ylabel="requests/s per USD/h")
     panel.legend(frameon=False, fontsize=8)
     return figure.svg()

@@ -16,8 +16,8 @@ from diptych.planner.goodput import Evaluation, evaluate
 from diptych.planner.outcome import Objectives
 from diptych.planner.traces import Trace
 
-RANKINGS = ("dollar", "watt", "rack")
 Ranking = Literal["dollar", "watt", "rack"]
+RANKINGS: tuple[Ranking, ...] = ("dollar", "watt", "rack")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -212,6 +212,7 @@ class _Simulation:
         if request not in self.emitted:
             out = self.out
             out.prefill_end[request] = out.converted[request] = out.landed[request] = at_s
+            out.joined[request] = out.first[request] = at_s
 
     def joined(self, at_s: float, first_token_s: float, request: int) -> None:
         if request not in self.emitted:
@@ -220,15 +221,15 @@ class _Simulation:
     def finished(self, at_s: float, request: int) -> None:
         self.out.finish[request] = at_s
 
-    def rejected(self, request: int) -> None:
+    def rejected(self, request: int) -> None:  # noqa: ARG002  part of the protocol
         self.out.rejected += 1
 
-    def preempted(self, at_s: float, worker: DecodeWorker, sequence: Sequence, generated: int) -> None:
+    def preempted(self, at_s: float, request: int, generated: int) -> None:
         """Its KV is gone: the prompt and what it had written are read again, there or by a prefill worker."""
         self.out.preemptions += 1
-        self._again(at_s, sequence.request, sequence, generated)
+        self._again(at_s, request, generated)
 
-    def _again(self, now: float, request: int, sequence: Sequence, generated: int) -> None:
+    def _again(self, now: float, request: int, generated: int) -> None:
         if generated:
             self.emitted[request] = self.emitted.get(request, 0) + generated
         done = self.emitted.get(request, 0)
@@ -264,7 +265,7 @@ class _Simulation:
             self.out.retries += 1
             running = any(entry[2] is sequence for entry in worker.running)
             done = worker.generated(sequence) if running else 0
-            self._again(now, sequence.request, sequence, done)
+            self._again(now, sequence.request, done)
         for job in sorted(inbound, key=lambda job: job[0]):
             if job[1] == self.attempt[job[0]]:
                 self._retry_inbound(now, job[0], worker, job[4])

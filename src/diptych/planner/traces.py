@@ -183,7 +183,7 @@ _CSV_FORMS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, str]], tuple[fl
 
 def _json_lines(path: Path) -> Trace:
     builder = _Builder(path)
-    for builder.line, record in _objects(path, builder):
+    for record in _objects(path, builder):
         try:
             if "input_length" in record or "timestamp" in record:
                 blocks = tuple(record["hash_ids"]) if "hash_ids" in record else None
@@ -200,14 +200,14 @@ def _json_lines(path: Path) -> Trace:
     return builder.trace()
 
 
-def _objects(path: Path, builder: _Builder) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: Path, builder: _Builder) -> Iterator[dict[str, Any]]:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 builder.line = number
                 try:
-                    yield number, decode(line.replace(b"NaN", b"null"))
+                    yield decode(line.replace(b"NaN", b"null"))
                 except msgspec.DecodeError:
                     builder.refuse("not a JSON object", "mend the line or remove it")
 
