@@ -47,7 +47,7 @@ def plan(
     modes: Annotated[str, typer.Option(help="Which kinds of fleet to try.")] = "aggregated,disaggregated,mixed",
     requests: Annotated[int | None, typer.Option(help="Use only the first so many requests of the trace.",
                         show_default="all")] = None,
-    most: Annotated[int, typer.Option(help="Simulate so many fleets of each kind, best by a fluid first.")] = 8,
+    most: Annotated[int, typer.Option(help="Simulate a fleet that is among so many best of its kind and price.")] = 3,
     jobs: Annotated[int | None, typer.Option(help="Worker processes.", show_default="one a core")] = None,
     resume: Annotated[Path | None, typer.Option(help="Remember evaluated fleets in this file, and go on from it.",
                       show_default=False)] = None,

@@ -62,6 +62,7 @@ class _Simulation:
         blocks = [w.pool.cache_tokens // trace.block_tokens if trace.blocks else 0 for w in self.prefill]
         self.prefixes = PrefixIndex(blocks) if any(blocks) else None
         self.router_links = self._router_links()
+        self.shortest = 1 if any(pool.prefills for pool in plan.decode) else 2
         self.attempt = bytearray(len(trace))
         self.emitted: dict[int, int] = {}
         self.gone: set[str] = set()
@@ -99,8 +100,9 @@ class _Simulation:
         return tuple(links)
 
     def _arrive(self, now: float, request: int) -> None:
-        prompt, output = self.trace.input_tokens[request], self.trace.output_tokens[request]
-        self._place(now, request, prompt, output)
+        """A prompt of one token has nothing to hand over; where only pairs serve, it counts as two."""
+        prompt = max(self.shortest, self.trace.input_tokens[request])
+        self._place(now, request, prompt, self.trace.output_tokens[request])
 
     def _place(self, now: float, request: int, prompt: int, output: int) -> None:
         depths = self.prefixes.depths(self.trace.blocks[request]) if self.prefixes else None
