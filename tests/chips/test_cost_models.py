@@ -51,7 +51,10 @@ def test_decode_never_beats_the_bandwidth(worker: Worker, batch: int, each: int)
 def test_decode_never_beats_the_peak(worker: Worker, batch: int, more: int):
     g, chip = catalogue.model(worker.model).geometry, catalogue.chip(worker.chip)
     peak = max(q.si for q in (chip.flops.bf16, chip.flops.fp8, chip.flops.fp4) if q is not None and q.known)
-    assert cost_model(worker).decode_s(batch, batch * more) >= 2.0 * g.active_params * batch / (peak * worker.chips) * 0.999
+    assert (
+        cost_model(worker).decode_s(batch, batch * more)
+        >= 2.0 * g.active_params * batch / (peak * worker.chips) * 0.999
+    )
 
 
 @given(workers)

@@ -50,4 +50,6 @@ def pair(prefill: StepCost, decode: StepCost, *, p: int = 1, d: int = 1, handoff
 
 def alone(decode: StepCost, *, d: int = 1, slots: int = 256, chunk: int = 512) -> FleetPlan:
     """``d`` workers that read and write."""
-    return FleetPlan(decode=(DecodePool(name="D", cost=decode, count=d, slots=slots, prefills=True, chunk_tokens=chunk),))
+    return FleetPlan(
+        decode=(DecodePool(name="D", cost=decode, count=d, slots=slots, prefills=True, chunk_tokens=chunk),)
+    )

@@ -163,7 +163,7 @@ def test_without_any_worker_requests_are_rejected():
 def test_a_failure_of_nobody_is_refused():
     plan = pair(cost(), cost())
     plan = type(plan)(prefill=plan.prefill, decode=plan.decode, failures=(Failure(1.0, "D7"),))
-    with pytest.raises(ConfigError, match="D7.*P0, D0"):
+    with pytest.raises(ConfigError, match=r"D7.*P0, D0"):
         simulate(trace((0.0, 10, 2)), plan)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from diptych.chips import catalogue, gpu
 from diptych.chips.catalogue import Machine
+from diptych.chips.fits import fits
 from diptych.chips.quantity import Kind, Quantity, weakest
 from diptych.chips.stepcost import StepCost
 from diptych.chips.worker import Worker, cost_model, fewest_chips
@@ -173,6 +174,8 @@ class Choice(msgspec.Struct, frozen=True):
 def sides(model: str, choice: Choice) -> list[tuple[Side, int]]:
     """(one step of a side, machines in a step) for the replica sizes worth trying. Raises ConfigError if none fits."""
     chip, format_ = choice.chip, choice.format
+    if choice.fit:
+        fits(choice.fit)  # a bad file is refused as such, not as a chip on which nothing fits
     found = catalogue.chip(chip)
     machine = min(found.machines, key=lambda machine: machine.chips)
     fewest = fewest_chips(Worker(chip=chip, model=model, chips=1, format=format_))
@@ -225,7 +228,10 @@ def _aggregated(model: str, choice: Choice) -> Iterator[Candidate]:
 def _paired(
     model: str, reader: Choice, writer: Choice, mode: Mode, trace: Trace, objectives: Objectives
 ) -> Iterator[Candidate]:
-    """Decode machines in every number, and the numbers of prefill machines just below and above the same rate."""
+    """Decode machines in every number, with the numbers of prefill machines just below and above the same rate.
+
+    The smallest decode side is also tried with fewer: a small budget may not reach the rate of one machine.
+    """
     for read_step, read_each in sides(model, reader):
         for write_step, write_each in sides(model, writer):
             pair = Candidate(model=model, mode=mode, prefill=read_step, decode=write_step)
@@ -233,7 +239,9 @@ def _paired(
             for count in COUNTS:
                 replicas = ratio * count * write_each * _per_machine(write_step)
                 wanted = replicas / (_per_machine(read_step) * read_each)
-                for readers in sorted({max(1, math.floor(wanted)), max(1, math.ceil(wanted))}):
+                matched = {max(1, math.floor(wanted)), max(1, math.ceil(wanted))}
+                fewer = {n for n in COUNTS if n < wanted} if count == 1 else set()
+                for readers in sorted(matched | fewer):
                     yield msgspec.structs.replace(
                         pair,
                         prefill=msgspec.structs.replace(read_step, machines=readers * read_each),
