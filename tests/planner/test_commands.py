@@ -16,8 +16,11 @@ from diptych.errors import ConfigError
 from diptych.planner.commands import app
 from diptych.planner.fitting import fit_records, read
 
-PLAN = ["plan", "--model", "llama-3.1-70b", "--trace", "poisson:rate=5,input=3000,output=60,requests=200", "--slo",
-        "ttft_ms=2500,itl_ms=60", "--chips", "trainium2", "--budget", "72", "--modes", "aggregated,disaggregated", "--most", "1", "--jobs", "1"]  # fmt: skip
+PLAN = [
+    "plan", "--model", "llama-3.1-70b", "--trace", "poisson:rate=5,input=3000,output=60,requests=200",
+    "--slo", "ttft_ms=2500,itl_ms=60", "--chips", "trainium2", "--budget", "72",
+    "--modes", "aggregated,disaggregated", "--most", "1", "--jobs", "1",
+]  # fmt: skip
 
 
 def run(*arguments: str):
