@@ -11,7 +11,6 @@ import pytest
 from support.fleet import Fleet
 from support.tiny import plain_tiny
 
-
 _USERS_CACHE = os.environ.get("XDG_CACHE_HOME")  # as it is before the run gets a cache of its own
 
 
