@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,26 @@ import pytest
 from support.fleet import Fleet
 from support.tiny import plain_tiny
 
+_USERS_CACHE = os.environ.get("XDG_CACHE_HOME")  # as it is before the run gets a cache of its own
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture(scope="package", autouse=True)
+def _users_cache() -> Iterator[None]:
+    """The user's own cache, as for `make serve`: it has the default model, and its pair's qualification."""
+    with pytest.MonkeyPatch.context() as patch:
+        if _USERS_CACHE is None:
+            patch.delenv("XDG_CACHE_HOME", raising=False)
+        else:
+            patch.setenv("XDG_CACHE_HOME", _USERS_CACHE)
+        yield
+
+
+@pytest.fixture(scope="package")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plain_tiny(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """`diptych serve` with the default model and default settings, and an alias."""
     running = Fleet(tmp_path_factory.mktemp("fleet"), '[model]\naliases = ["any", "amazon.nova-micro-v1:0"]\n')
@@ -39,7 +53,7 @@ n_batch = 8
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_fleet(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator[Fleet]:
     """`diptych serve` with a tiny model; `service_tier: priority` goes to the pair, all else to decode alone."""
     running = Fleet(tmp_path_factory.mktemp("tiny-fleet"), tiny_settings(tiny_gguf))

@@ -62,7 +62,7 @@ def meddling(fleet: Fleet, meddle: Callable[[Arena], object]) -> Iterator[None]:
     ("meddle", "reasons"),
     [
         (lambda arena: flip_bytes(arena.data), {"corrupt_kv"}),
-        (lambda arena: arena.rows[:, 0].fill(7), {"stale_write"}),
+        (lambda arena: arena._rows[:, 0].fill(7), {"stale_write"}),
     ],
     ids=["bytes", "epochs"],
 )

@@ -97,7 +97,8 @@ async def test_while_the_pair_reads(reading: tuple[Service, Sabotaged, Workers])
     """Prefill ends with the chunk under way, and the landing region is free."""
     service, engine, workers = reading
     prompt = canary_prompts.raw_canary(service.models()[0].chat, 2400, 300)
-    for _ in range(5):
+    engine._chunk_s = 0.2  # much longer than a message takes
+    for _ in range(3):
         before = engine.chunks
         started = asyncio.create_task(_first(service, prompt))
         while engine.chunks < before + 3:
@@ -106,8 +107,8 @@ async def test_while_the_pair_reads(reading: tuple[Service, Sabotaged, Workers])
         await asyncio.gather(started, return_exceptions=True)
         at_cancel = engine.chunks
         await _idle(service, workers)
-        assert engine.chunks <= at_cancel + 2, "one under way, one while the word was on its way"
-        assert engine.chunks < before + 150
+        assert engine.chunks <= at_cancel + 1, "the one under way"
+    engine._chunk_s = 0.0
     assert service.router.prefill["prefill-0"].reading_s == {}
     output = await generate(service, prompt, 4, PAIR)
     assert output.record.kv_tokens == len(prompt) - 1

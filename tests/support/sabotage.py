@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 
 import msgspec
@@ -27,8 +28,11 @@ class _Sink:
 class Sabotaged:
     """``engine`` with every chunk's keys and values ([head, token, dim] a layer) changed by ``wrong``."""
 
-    def __init__(self, engine: PrefillEngine, wrong: Wrong | None = None, rope: Rope | None = None) -> None:
-        self._engine, self._wrong, self._rope = engine, wrong, rope
+    def __init__(
+        self, engine: PrefillEngine, wrong: Wrong | None = None, rope: Rope | None = None, chunk_s: float = 0.0
+    ) -> None:
+        """Each chunk takes ``chunk_s`` seconds longer."""
+        self._engine, self._wrong, self._rope, self._chunk_s = engine, wrong, rope, chunk_s
         self.chunks = 0
 
     def describe(self) -> Description:
@@ -41,6 +45,7 @@ class Sabotaged:
     def prefill(self, prompt: Sequence[int], sink: KVSink) -> Generator[int, None, int]:
         steps = self._engine.prefill(prompt, _Sink(sink, self._wrong) if self._wrong else sink)
         while True:
+            time.sleep(self._chunk_s)
             try:
                 done = next(steps)
             except StopIteration as end:
