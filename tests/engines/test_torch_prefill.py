@@ -64,9 +64,7 @@ def bundle(request: pytest.FixtureRequest, tiny_bundles: dict[Architecture, Mode
 
 
 def exact(bundle: ModelBundle, chunk: int = 64, cache_mib: int = 0) -> TorchPrefill:
-    return TorchPrefill(
-        bundle, TorchConfig(dtype="f32", threads=1, chunk_tokens=chunk, prefix_cache_mib=cache_mib)
-    )
+    return TorchPrefill(bundle, TorchConfig(dtype="f32", threads=1, chunk_tokens=chunk, prefix_cache_mib=cache_mib))
 
 
 def stock_cache(engine: TorchPrefill, prompt: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

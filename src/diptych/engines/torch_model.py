@@ -98,9 +98,7 @@ class Decoder:
             key = self.ops.norm(key.contiguous(), layer.k_norm, g.norm_eps)
         return query, key, value.view(tokens, -1, g.head_dim_v)
 
-    def _attend(
-        self, query: torch.Tensor, scaled: Rotation, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
+    def _attend(self, query: torch.Tensor, scaled: Rotation, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Attention of the last tokens of ``keys``, [tokens, heads * d_v]; ``scaled`` rotates and scales."""
         g, tokens = self.geometry, query.shape[0]
         start = keys.shape[1] - tokens
