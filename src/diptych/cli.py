@@ -18,6 +18,7 @@ from rich.table import Table
 from diptych import config
 from diptych.config import FleetSettings
 from diptych.errors import ConfigError, DiptychError
+from diptych.planner import commands as planning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,11 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure, in one run, against the peer or the physical limit.")
 app.add_typer(bench, name="bench")
+app.command()(planning.plan)
+app.command()(planning.fit)
+app.command()(planning.validate)
+app.add_typer(planning.report, name="report")
+bench.command()(planning.simulate)
 
 Config = Annotated[Path | None, typer.Option("--config", help="A fleet.toml; docs/configuration.md describes it.")]
 Model = Annotated[
@@ -186,6 +192,18 @@ def gateway(
     from diptych.bench.gateway import run  # noqa: PLC0415
 
     _report(asyncio.run(run(_settings(config_file, model, gguf), runs)), json_file)
+
+
+@bench.command()
+def handoff(json_file: Json = None, config_file: Config = None, model: Model = None, gguf: Gguf = None) -> None:
+    """Conversion, digests and every transport beside memcpy and bare copies of the same bytes."""
+    from diptych.bench.handoff import run  # noqa: PLC0415
+    from diptych.engines.torch import TorchConfig, TorchPrefill  # noqa: PLC0415
+    from diptych.serving import find_model  # noqa: PLC0415
+
+    settings = _settings(config_file, model, gguf)
+    threads = settings.prefill[0].threads
+    run(json_file, TorchPrefill(find_model(settings), TorchConfig(threads=threads, prefix_cache_mib=0)))
 
 
 def _report(result: dict[str, Any], json_file: Path | None) -> None:
