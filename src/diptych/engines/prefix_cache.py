@@ -43,7 +43,8 @@ class PrefixCache:
 
     def store(self, prompt: Sequence[int], kv: KVBuffers) -> None:
         """Keeps the whole blocks of ``prompt``, whose KV is in ``kv``."""
-        names = list(_names(prompt))
+        block_bytes = (kv.keys[:, :, :BLOCK_TOKENS].nbytes + kv.values[:, :, :BLOCK_TOKENS].nbytes) or 1
+        names = list(_names(prompt))[: self.limit_bytes // block_bytes]  # more would push itself out
         for index, name in enumerate(names):
             if name not in self._blocks:
                 self._insert(name, kv, slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS))
