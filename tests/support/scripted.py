@@ -143,7 +143,8 @@ def _steps(request: Request, chat: ChatML) -> Any:
         script = "say Hello from the other side."
     for line in script.split("\n"):
         command, _, rest = line.partition(" ")
-        yield from _COMMANDS[command](rest, request, chat)
+        if command in _COMMANDS:
+            yield from _COMMANDS[command](rest, request, chat)
 
 
 def _say(text: str, request: Request, chat: ChatML) -> Any:

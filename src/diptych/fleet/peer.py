@@ -53,14 +53,14 @@ class Mailbox:
 
     def more_tokens(self, chunk: TokenChunk) -> TokenChunk:
         """``chunk`` together with the chunks behind it that have come already and are tokens alone."""
-        tokens = chunk.tokens
+        tokens = list(chunk.tokens)
         while chunk.finish is None and self._items and isinstance(item := self._items[0], m.Tokens):
             if item.chunk.logprobs or item.chunk.prepared is not None:
                 break
             self._items.popleft()
             chunk = item.chunk
             tokens += chunk.tokens
-        return msgspec.structs.replace(chunk, tokens=tokens) if tokens is not chunk.tokens else chunk
+        return msgspec.structs.replace(chunk, tokens=tuple(tokens)) if len(tokens) > len(chunk.tokens) else chunk
 
     async def expect(self, kind: type[Reply], within_s: float) -> Reply:
         """The next message, which must be of this kind. Raises DeadlineExceeded after ``within_s`` seconds."""
