@@ -126,14 +126,15 @@ class _Simulation:
             self._disaggregated(now, request, source, self.decode[target], prompt, held)
 
     def _prefill_states(self, now: float, depths: dict[int, int] | None) -> tuple[PrefillState, ...]:
-        each = self.trace.block_tokens
+        each, held = self.trace.block_tokens, (depths or {}).get
         states = []
         for worker in self.prefill:
-            cached = depths.get(worker.index, 0) * each if depths else 0
-            if worker.free_s <= now and not cached:
-                states.append(worker.idle)
+            queue_s = worker.free_s - now
+            blocks = held(worker.index, 0)
+            if queue_s > 0.0 or blocks:
+                states.append(PrefillState(worker.name, worker.cost, max(0.0, queue_s), blocks * each))
             else:
-                states.append(PrefillState(worker.name, worker.cost, max(0.0, worker.free_s - now), cached))
+                states.append(worker.idle)
         return tuple(states)
 
     # -- the two ways ----------------------------------------------------------------------------------------------
