@@ -97,11 +97,7 @@ def test_long_context_factors_and_scaling(tiny_bundles: dict[Architecture, Model
 def test_the_stock_model_shares_the_engine_s_memory(tiny_bundles: dict[Architecture, ModelBundle]) -> None:
     engine = TorchPrefill(tiny_bundles["qwen2"], EXACT)
     stock = StockModel(engine).model
-    ours = {
-        t.untyped_storage().data_ptr()
-        for t in vars(engine.decoder.weights.layers[0]).values()
-        if t is not None
-    }
+    ours = {t.untyped_storage().data_ptr() for t in vars(engine.decoder.weights.layers[0]).values() if t is not None}
     theirs = {p.untyped_storage().data_ptr() for p in stock.model.layers[0].parameters()}
     assert theirs <= ours
 
