@@ -17,7 +17,7 @@ from diptych.config import FleetSettings
 from diptych.routing.router import Way
 from diptych.types import Request, Sampling
 
-ALONE_BATCHES = (64, 128, 512, 2048)
+ALONE_BATCHES = (64, 128)
 STREAMS = 4
 STREAM_PROMPT = 64
 ARRIVING = (774, 1029, 1284, 1539, 1793, 2048)

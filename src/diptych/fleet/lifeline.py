@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -18,6 +20,17 @@ def tie_to_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:
         raise SystemExit(1)
+
+
+def be_nice(niceness: int) -> None:
+    """Lowers this process's claim to the cores, from 0 (none given up) to 19.
+
+    Where the kernel groups processes by session for scheduling, as most do, a worker's own niceness counts only within
+    its session; then the group's counts.
+    """
+    os.nice(niceness)
+    with contextlib.suppress(OSError):  # no such grouping here
+        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 def give_back_memory() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import msgspec
 from diptych.config import Deadlines, DecodeSettings, PrefillSettings
 from diptych.engines.protocol import Description
 from diptych.errors import ConfigError, DiptychError
-from diptych.fleet.lifeline import stop_on_signals, tie_to_parent
+from diptych.fleet.lifeline import be_nice, stop_on_signals, tie_to_parent
 from diptych.fleet.rundir import leave
 from diptych.models.resolve import ModelBundle
 
@@ -82,7 +81,7 @@ def main() -> None:
     spec = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerSpec)
     try:
         if spec.prefill is not None:
-            os.nice(spec.prefill.nice)
+            be_nice(spec.prefill.nice)
             asyncio.run(_prefill(spec, spec.prefill))
         elif spec.decode is not None:
             asyncio.run(_decode(spec, spec.decode))
