@@ -60,17 +60,21 @@ class _Channel:
             raise StaleWrite(f"handoff {ticket.handoff_id} is over or has a writer already")
 
     def put(self, image: int, token_start: int, tokens: int, staged: Bytes) -> None:
-        if not self._row.holds(self._epoch):
-            raise StaleWrite("the landing region was taken back")
+        self._check()
         self._region.put(image, token_start, tokens, staged)
         if image == len(self._region.images) - 1:
             self._row.wrote(tokens)
 
     def finish(self) -> None:
-        """Nothing is under way: every put has been delivered when it returns."""
+        """Nothing is under way, for every put has been delivered when it returns; only: is it still wanted?"""
+        self._check()
         self._over = True
 
     def close(self) -> None:
         if not self._over:
             self._row.give_up(self._epoch)
             self._over = True
+
+    def _check(self) -> None:
+        if not self._row.holds(self._epoch):
+            raise StaleWrite("the landing region was taken back")
