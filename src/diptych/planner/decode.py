@@ -41,7 +41,7 @@ class Host(Protocol):
     """What a worker tells the simulation."""
 
     def wake(self, at_s: float, worker: DecodeWorker, version: int) -> None:
-        """Asks to be called back: ``worker.on_wake(at_s, version)``."""
+        """Asks to be called back at that time: ``worker.on_wake(at_s, version)``."""
 
     def reading(self, at_s: float, request: int) -> None: ...
 
@@ -111,8 +111,8 @@ class DecodeWorker:
         elif self.reading is None and self._has_room():
             self._plan_until(self._steps_until(now))
 
-    def on_wake(self, version: int) -> None:
-        """The planned boundary is reached."""
+    def on_wake(self, _now: float, version: int) -> None:
+        """The planned boundary is reached. (Its time is known here more exactly than it was scheduled.)"""
         if version != self.version or not self.alive:
             return
         if self.reading is not None:
@@ -152,7 +152,8 @@ class DecodeWorker:
             self.batch -= 1
             self.context -= sequence.context + self.step - sequence.joined_step
             self.host.finished(self.time_s, sequence.request)
-        self._admit()
+        if self.waiting or self.to_read:
+            self._admit()
         while self.batch and self.context + self.reserved + self.batch > self.capacity:
             self._preempt()
         if self.batch:

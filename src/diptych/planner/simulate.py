@@ -202,10 +202,7 @@ class _Simulation:
 
     def wake(self, at_s: float, worker: DecodeWorker, version: int) -> None:
         self.count += 1
-        heapq.heappush(self.heap, (at_s, self.count, self._wake, (worker, version)))
-
-    def _wake(self, _now: float, what: tuple[DecodeWorker, int]) -> None:
-        what[0].on_wake(what[1])
+        heapq.heappush(self.heap, (at_s, self.count, worker.on_wake, version))
 
     def reading(self, at_s: float, request: int) -> None:
         if request not in self.emitted:
