@@ -1,8 +1,7 @@
-"""Shared by every room: a cache folder of the test run's own, and tiny models in it."""
+"""Shared by every room: a cache folder of the test run's own, and tiny models."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,16 @@ from diptych.models.resolve import ModelBundle, resolve_model
 from diptych.models.tiny import ARCHITECTURES, Architecture, write_tiny_gguf
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+@pytest.fixture(scope="session")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request: pytest.FixtureRequest, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unit tests write to a cache of their own; end-to-end tests use the user's, weights and qualification included."""
+    if request.node.get_closest_marker("e2e") is None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
 
 
 @pytest.fixture(scope="session")

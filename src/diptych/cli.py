@@ -18,6 +18,7 @@ from rich.table import Table
 from diptych import config
 from diptych.config import FleetSettings
 from diptych.errors import ConfigError, DiptychError
+from diptych.planner import commands as planning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,11 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure, in one run, against the peer or the physical limit.")
 app.add_typer(bench, name="bench")
+app.command()(planning.plan)
+app.command()(planning.fit)
+app.command()(planning.validate)
+app.add_typer(planning.report, name="report")
+bench.command()(planning.simulate)
 
 Config = Annotated[Path | None, typer.Option("--config", help="A fleet.toml; docs/configuration.md describes it.")]
 Model = Annotated[
@@ -53,13 +59,16 @@ def serve(
     gguf: Gguf = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="Serve TLS, with a certificate of our own.")] = False,
 ) -> None:
     """Start everything: gateway, prefill worker, decode worker. Ctrl-C ends it all."""
     from diptych.serving import run  # noqa: PLC0415  # each command loads only what it needs
 
     settings = _settings(config_file, model, gguf)
     listen = settings.gateway
-    listen = msgspec.structs.replace(listen, host=host or listen.host, port=listen.port if port is None else port)
+    listen = msgspec.structs.replace(
+        listen, host=host or listen.host, port=listen.port if port is None else port, tls=tls or listen.tls
+    )
     asyncio.run(run(msgspec.structs.replace(settings, gateway=listen)))
 
 
@@ -169,6 +178,32 @@ def interference(
     from diptych.bench.interference import run  # noqa: PLC0415
 
     _report(asyncio.run(run(_settings(config_file, model, gguf), runs)), json_file)
+
+
+@bench.command()
+def gateway(
+    json_file: Json = None,
+    runs: Annotated[int, typer.Option(min=1)] = 3,
+    config_file: Config = None,
+    model: Model = None,
+    gguf: Gguf = None,
+) -> None:
+    """CPU time of the gateway's process a token, and what it adds to the first one; a clock stands for the engine."""
+    from diptych.bench.gateway import run  # noqa: PLC0415
+
+    _report(asyncio.run(run(_settings(config_file, model, gguf), runs)), json_file)
+
+
+@bench.command()
+def handoff(json_file: Json = None, config_file: Config = None, model: Model = None, gguf: Gguf = None) -> None:
+    """Conversion, digests and every transport beside memcpy and bare copies of the same bytes."""
+    from diptych.bench.handoff import run  # noqa: PLC0415
+    from diptych.engines.torch import TorchConfig, TorchPrefill  # noqa: PLC0415
+    from diptych.serving import find_model  # noqa: PLC0415
+
+    settings = _settings(config_file, model, gguf)
+    threads = settings.prefill[0].threads
+    run(json_file, TorchPrefill(find_model(settings), TorchConfig(threads=threads, prefix_cache_mib=0)))
 
 
 def _report(result: dict[str, Any], json_file: Path | None) -> None:

@@ -25,12 +25,34 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A settings table: immutable, and a misspelt key is an error."""
 
 
+class KeySettings(Frozen, frozen=True):
+    """A client's key. ``models`` are the ids that it may use, all when empty; its secrets never show in a repr."""
+
+    name: str
+    api_key_sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    models: tuple[str, ...] = ()
+    tokens_per_minute: Count | None = None
+    tokens_per_day: Count | None = None
+
+    def __repr__(self) -> str:
+        return f"KeySettings(name={self.name!r})"
+
+
 class GatewaySettings(Frozen, frozen=True):
-    """Where clients connect. Port 0 takes a free one."""
+    """Where clients connect. Port 0 takes a free one. ``region`` is the label in ARNs.
+
+    With ``tls`` a certificate of our own is made, which clients are told to trust. Without ``keys`` only this machine
+    may be served.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8080
     max_body_mb: Count = 25
+    region: str = "us-east-1"
+    tls: bool = False
+    keys: tuple[KeySettings, ...] = ()
 
 
 class ModelSettings(Frozen, frozen=True):

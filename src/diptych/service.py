@@ -162,6 +162,8 @@ class Service:
             if chunk.prepared is not None:
                 self._prepared(request, worker, message, timeline)
                 mark = time.monotonic()
+            elif not chunk.logprobs:
+                chunk = box.more_tokens(chunk)
             count += len(chunk.tokens)
             since += len(chunk.tokens) if chunk.prepared is None else 0
             timeline.tokens(count, chunk)
@@ -183,6 +185,12 @@ class Service:
         if prepared.kv_tokens == 0:
             new = len(request.prompt) - prepared.cached_tokens
             self.router.read_alone(worker, new, prepared.cached_tokens, prepared.prefill_ms / 1e3)
+
+    def satisfied(self, request_id: str) -> None:
+        """The client needs no more tokens of this request; closing its generator is then no cancellation."""
+        record = self.history.get(request_id)
+        if record is not None:
+            record.status, record.finish = "finished", "stop"
 
     def record(self, request_id: str) -> RequestRecord | None:
         """What happened to a request, or None when it is not known (any more)."""

@@ -28,7 +28,7 @@ from diptych.types import Request, RequestRecord, Sampling
 log = logging.getLogger("diptych.startup")
 
 BATCH_SHARE = 0.5  # of a step's fixed time that each further sequence adds, until it has been observed
-TIMED = ((64, 8), (384, 8))  # prompt and output tokens of the timed requests
+TIMED = ((48, 8), (288, 8))  # prompt and output tokens of the timed requests
 
 
 class Progress(Protocol):

@@ -64,7 +64,7 @@ def bundle(request: pytest.FixtureRequest, tiny_bundles: dict[Architecture, Mode
 
 
 def exact(bundle: ModelBundle, chunk: int = 64, cache_mib: int = 0) -> TorchPrefill:
-    return TorchPrefill(bundle, TorchConfig(dtype="f32", chunk_tokens=chunk, prefix_cache_mib=cache_mib))
+    return TorchPrefill(bundle, TorchConfig(dtype="f32", threads=1, chunk_tokens=chunk, prefix_cache_mib=cache_mib))
 
 
 def stock_cache(engine: TorchPrefill, prompt: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +77,9 @@ def stock_cache(engine: TorchPrefill, prompt: Sequence[int]) -> tuple[np.ndarray
     )
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 63, BLOCK_TOKENS, 333])
+@pytest.mark.parametrize("tokens", [1, 63, BLOCK_TOKENS, BLOCK_TOKENS + 63, 2 * BLOCK_TOKENS + 65])
 def test_kv_and_logits_are_those_of_the_stock_model(bundle: ModelBundle, tokens: int) -> None:
-    engine, prompt = exact(bundle, chunk=100), prompt_of(bundle, tokens)
+    engine, prompt = exact(bundle, chunk=256), prompt_of(bundle, tokens)
     sink, cached = run(engine, prompt)
     keys, values = stock_cache(engine, prompt)
     assert cached == 0
@@ -100,7 +100,7 @@ def test_chunks_do_not_show(bundle: ModelBundle, chunk: int) -> None:
 def test_bf16_is_near_float32(bundle: ModelBundle) -> None:
     prompt = prompt_of(bundle, 300)
     exactly, _ = run(exact(bundle), prompt)
-    rounded, _ = run(TorchPrefill(bundle, TorchConfig(chunk_tokens=64)), prompt)
+    rounded, _ = run(TorchPrefill(bundle, TorchConfig(threads=1, chunk_tokens=64)), prompt)
     for bits, true in ((rounded.keys, exactly.keys), (rounded.values, exactly.values)):
         assert bits.dtype == np.uint16
         error = np.linalg.norm(as_float(bits) - true, axis=-1) / np.linalg.norm(true, axis=-1)
@@ -213,10 +213,11 @@ def test_generate_takes_every_token_time(bundle: ModelBundle) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 256), (0, 773), (192, 200), (64, 64), (5, 2048)])
-def test_chunks_cover_the_range_evenly(start: int, stop: int) -> None:
+def test_chunks_cover_the_range_without_a_stub(start: int, stop: int) -> None:
     bounds = chunk_bounds(start, stop, 256)
     assert [a for a, _ in bounds[1:]] == [b for _, b in bounds[:-1]]
     assert (bounds[0][0], bounds[-1][1]) == (start, stop) if stop > start else not bounds
     sizes = [b - a for a, b in bounds] or [0]
-    assert max(sizes) <= 384
-    assert max(sizes) - min(sizes) <= 1
+    assert set(sizes[:-1]) <= {256}
+    assert sizes[-1] <= 384
+    assert len(sizes) == 1 or sizes[-1] >= 128

@@ -82,7 +82,7 @@ def test_stop_sequence_ends_the_stream_and_the_generation(bedrock: Any, gateway:
     assert text == "one."
     assert {"messageStop": {"stopReason": "stop_sequence"}} in events
     record = httpx.get(f"{gateway.url}/diptych/requests?limit=1").json()["requests"][0]
-    assert record["status"] == "cancelled"
+    assert record["status"] == "finished"
     assert record["output_tokens"] == events[-1]["metadata"]["usage"]["outputTokens"] == len("one.two!o")
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import msgspec
 import numpy as np
 import pytest
 import xxhash
+from numba import types
+from numba.core.caching import CompileResultCacheImpl
 
 from diptych.errors import CorruptKV, IncompatibleForms
 from diptych.handoff import codecs, convert, forms, kernels
@@ -281,3 +287,21 @@ def test_warm_leaves_nothing_to_compile(source: KVForm, target: KVForm) -> None:
     keys, values = kv(source, 9)
     run(source, target, keys, values)
     assert kernels.kernel.cache_info().misses == loaded == 2
+
+
+def test_kernels_come_from_the_cache_in_another_process_or_compile_without_one(tmp_path, monkeypatch) -> None:
+    code = (
+        "from diptych.handoff import kernels; loop = kernels.kernel('bf16', 'f16', 1)\n"
+        "print(sum(loop.stats.cache_hits.values()), sum(loop.stats.cache_misses.values()))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    assert [run.stdout.split() for run in runs] == [["0", "1"], ["1", "0"]]
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
+    loop = kernels._compile(kernels._bf16_to_f16, types.uint16, kernels.PLAIN)
+    cells, got = np.array([[[[0x3F80, 0xC000]]]], np.uint16), np.zeros((1, 1, 1, 2), np.uint16)
+    loop(cells, np.zeros(1, np.int64), got.view(np.uint32), 1)
+    assert got.view(np.float16).tolist() == [[[[1.0, -2.0]]]]

@@ -112,6 +112,8 @@ CORRUPT = {
     "gap": pieces(lambda p: [p[0], p[2]]),
     "overlap": pieces(lambda p: [p[0], p[1], Piece(6, 4, p[2].digest)]),
     "doubled": pieces(lambda p: [p[0], p[0], p[1], p[2]]),
+    "one doubled, one left out": pieces(lambda p: [p[0], p[0], p[2]]),
+    "one before the start": pieces(lambda p: [Piece(-4, 4, p[0].digest), p[1], p[2]]),
     "exchanged digests": pieces(lambda p: [Piece(0, 4, p[1].digest), Piece(4, 4, p[0].digest), p[2]]),
     "beyond the end": pieces(lambda p: [*p, Piece(10, 4, b"x" * 16)]),
     "empty": pieces(lambda p: []),

@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 from diptych.errors import ConfigError
 from diptych.gateway.app import build_app
+from diptych.gateway.auth import Key, Keys
+from diptych.gateway.auth.keys import digest
 from diptych.gateway.intake import Limits
 from diptych.gateway.server import GatewayServer, Listen
+from diptych.gateway.tls import certificates
 from support.scripted import ScriptedService
+
+KEYS = (
+    Key(name="signer", access_key_id="AKIDDIPTYCH", secret_access_key="s3cr3t/+key"),
+    Key(name="bearer", api_key_sha256=digest("dip-a-long-key")),
+)
 
 
 def main() -> None:
     limits = Limits(body_timeout_s=float(os.environ.get("BODY_TIMEOUT_S", "60")))
-    listen = Listen(port=int(os.environ.get("PORT", "0")), grace_s=float(os.environ.get("GRACE_S", "1")))
-    server = GatewayServer(build_app(ScriptedService(), limits), listen)
+    folder = os.environ.get("TLS_FOLDER")
+    tls = certificates(Path(folder), "127.0.0.1", "us-east-1") if folder else None
+    port, grace_s = int(os.environ.get("PORT", "0")), float(os.environ.get("GRACE_S", "1"))
+    listen = Listen(port=port, grace_s=grace_s, tls=tls)
+    keys = Keys(KEYS if "KEYS" in os.environ else ())
+    server = GatewayServer(build_app(ScriptedService(), limits, keys=keys), listen)
     try:
         asyncio.run(server.serve(ready=lambda port: print(port, flush=True)))
     except ConfigError as error:

@@ -59,9 +59,13 @@ class ScriptedService:
         self.running = 0
         self.ended: dict[str, int] = {"finished": 0, "failed": 0, "cancelled": 0}
         self.requests: list[Request] = []
+        self.recomputed: dict[str, int] = {}
 
     def models(self) -> Sequence[ScriptedModel]:
         return self._models
+
+    def satisfied(self, request_id: str) -> None:
+        self._records[request_id].status = "finished"
 
     def record(self, request_id: str) -> RequestRecord | None:
         return self._records.get(request_id)
@@ -70,7 +74,7 @@ class ScriptedService:
         return list(reversed(self._records.values()))[:limit]
 
     def health(self) -> Mapping[str, Any]:
-        return {"status": "ok", "running": self.running, "ended": self.ended}
+        return {"status": "ok", "running": self.running, "ended": self.ended, "recomputed": self.recomputed}
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenChunk, None]:
         record = RequestRecord(
@@ -139,7 +143,8 @@ def _steps(request: Request, chat: ChatML) -> Any:
         script = "say Hello from the other side."
     for line in script.split("\n"):
         command, _, rest = line.partition(" ")
-        yield from _COMMANDS[command](rest, request, chat)
+        if command in _COMMANDS:
+            yield from _COMMANDS[command](rest, request, chat)
 
 
 def _say(text: str, request: Request, chat: ChatML) -> Any:

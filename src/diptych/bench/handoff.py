@@ -94,7 +94,7 @@ def _table(found: dict[str, Any]) -> Table:
             share = found["ratio"].get(what)
             table.add_row(what, "-" if value is None else f"{value:.2f}", "" if share is None else f"{share:.2f}x")
     for name in ("tail_share_of_prefill", "leases_core_share"):
-        table.add_row(name, "", "-" if found[name] is None else f"{found[name]:.2%}")
+        table.add_row(name, "", "-" if found[name] is None else f"{found[name]:.3%}")
     return table
 
 
@@ -148,8 +148,9 @@ def _copy(sources: list[Array], target: Array) -> None:
 
 
 def _convert(steps: Plan, arrays: Arrays, axis: int, region: Region) -> None:
+    converter = convert.Converter(steps)
     for start in range(0, TOKENS, CHUNK):
-        convert.execute(steps, start, Chunk.of(steps.source, *_part(arrays, axis, start)), region)
+        converter.write(start, Chunk.of(steps.source, *_part(arrays, axis, start)), region)
 
 
 def _part(arrays: Arrays, axis: int, start: int) -> Arrays:

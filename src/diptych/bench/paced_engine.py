@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import os
 import random
+import socket
 import sys
 import time
 import uuid
@@ -66,7 +67,7 @@ class PacedEngine:
             engine="paced", build="bench", device="clock", model="", fingerprint="bench", form=spec.form, slots=4096,
             context_tokens=spec.context_tokens,
         )  # fmt: skip
-        self._welcome = m.Welcome(spec.worker, "decode", uuid.uuid4().hex, about, os.getpid())
+        self._welcome = m.Welcome(spec.worker, "decode", uuid.uuid4().hex, about, os.getpid(), socket.gethostname())
 
     def welcome(self) -> m.Welcome:
         return self._welcome

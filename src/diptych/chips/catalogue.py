@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from diptych.chips.geometry import Geometry
-from diptych.chips.quantity import Kind, Quantity, check
+from diptych.chips.quantity import KINDS, Kind, Quantity, check
 from diptych.errors import ConfigError
 
 T = TypeVar("T")
@@ -201,12 +201,14 @@ def _convert(file: Traversable, text: str, data: dict[str, Any], kind: type[T]) 
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        where = re.search(r"\$\.([\w.\[\]]+)", str(error))
-        key = re.sub(r"\[.*?\]", "", where[1]).split(".")[-1] if where else ""
+        found = re.search(r"\$\.([\w.\[\]]+)", str(error))
+        keys = re.sub(r"\[.*?\]", "", found[1]).split(".") if found else []
         hint = ""
         if "Expected `object`, got" in str(error):
             hint = '; a number is written { value = 1, unit = "...", kind = "...", source = "...", date = "..." }'
-        raise ConfigError(f"{_at(file, text, key)}: {error}{hint}") from None
+        elif "enum" in str(error) and keys[-1:] == ["kind"]:
+            hint = f"; kinds are {', '.join(KINDS)}"
+        raise ConfigError(f"{_at(file, text, *keys)}: {error}{hint}") from None
 
 
 def _check_all(file: Traversable, text: str, table: dict[str, Any]) -> None:
@@ -218,12 +220,15 @@ def _check_all(file: Traversable, text: str, table: dict[str, Any]) -> None:
                 _check_all(file, text, inner)
 
 
-def _at(file: Traversable, text: str, key: str) -> str:
-    """``file:line`` of the first line that sets ``key`` (or opens its table)."""
-    pattern = re.compile(rf"^\s*(\[+\s*)?{re.escape(key)}\b") if key else None
-    lines = text.splitlines()
-    line = next((i for i, content in enumerate(lines, 1) if pattern and pattern.match(content)), 1)
-    return f"{file.name if not isinstance(file, Path) else file}:{line}"
+def _at(file: Traversable, text: str, *keys: str) -> str:
+    """``file:line`` of the line that sets the last of ``keys`` that begins a line (or opens its table)."""
+    lines = list(enumerate(text.splitlines(), 1))
+    for key in reversed(keys):
+        pattern = re.compile(rf"\s*(\[+\s*)?{re.escape(key)}\b")
+        for number, content in lines:
+            if pattern.match(content):
+                return f"{file if isinstance(file, Path) else file.name}:{number}"
+    return f"{file if isinstance(file, Path) else file.name}:1"
 
 
 def _lone(chip: Chip) -> Machine:

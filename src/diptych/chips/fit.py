@@ -39,7 +39,7 @@ def fit_terms(
     ``prior`` names the terms and their expected coefficients, to which ``pull`` draws what the records do not
     identify; ``at_least_one`` are times at peak, which nothing beats; residuals above ``outlier`` count linearly.
     """
-    from scipy.optimize import least_squares  # 0.3 s to import, and only a fit needs it
+    from scipy.optimize import least_squares  # noqa: PLC0415  0.3 s to import, and only a fit needs it
 
     names, powers = list(prior), sorted({name for row in factors for name in row})
     x = np.array([[row[name] for name in names] for row in terms])
@@ -67,7 +67,7 @@ def fit_positive(rows: Sequence[Sequence[float]], values: Sequence[float]) -> li
 
     Raises ConfigError when there are fewer rows than coefficients.
     """
-    from scipy.optimize import nnls  # as above
+    from scipy.optimize import nnls  # noqa: PLC0415  as above
 
     x, y = np.array(rows, dtype=float), np.array(values, dtype=float)
     if len(x) < x.shape[1]:

@@ -16,7 +16,8 @@ from diptych.errors import ConfigError
 class Fits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Coefficients of the terms of one family. ``factors`` are exponents of what a prefill is multiplied by.
 
-    ``chips`` are those whose records were fitted; for any other chip of the family the coefficients are assumed.
+    ``chips`` are those whose records were fitted; for any other chip of the family the coefficients are assumed. Empty,
+    they are of whatever worker the file is given to.
     """
 
     chips: tuple[str, ...] = ()

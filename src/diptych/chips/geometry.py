@@ -108,7 +108,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Expected number of distinct experts of a layer that ``tokens`` evenly routed tokens read."""
         if not self.experts:
             return 0.0
-        return self.experts * (1.0 - (1.0 - self.experts_per_token / self.experts) ** tokens)
+        unread = (1.0 - self.experts_per_token / self.experts) ** float(tokens)
+        return self.experts * (1.0 - float(unread))
 
     def read_params(self, tokens: float) -> float:
         """Expected weights read by one step over ``tokens`` tokens."""

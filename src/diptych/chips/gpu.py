@@ -17,7 +17,16 @@ from diptych.chips.geometry import Geometry
 
 Format = Literal["bf16", "fp8", "fp4", "mxfp4", "int4"]
 
-DECODE_TERMS = ("weights", "kv", "flops", "allreduce", "layer", "expert_layer", "latent_layer", "indexer_layer")
+DECODE_TERMS = (
+    "weights",
+    "kv",
+    "flops",
+    "allreduce",
+    "layer",
+    "expert_layer",
+    "latent_layer",
+    "indexer_layer",
+)
 MIXED_TERMS = ("mixed_flops", "mixed_tokens")
 PREFILL_TERMS = (
     "dense_flops", "expert_flops", "attention_flops", "token_traffic", "weights", "layer", "latent_layer",

@@ -110,7 +110,7 @@ class CurveCost(msgspec.Struct, frozen=True, kw_only=True):
     interference: float = 1.0
     kind: Kind = "measured"
 
-    def prefill_s(self, new_tokens: int, cached_tokens: int = 0) -> float:
+    def prefill_s(self, new_tokens: int, cached_tokens: int = 0) -> float:  # noqa: ARG002  the protocol's
         """The cached tokens are not computed; that later tokens attend to them is not in the curve."""
         if new_tokens <= self.points[0][0]:
             return self.points[0][1] if new_tokens > 0 else 0.0
@@ -125,15 +125,16 @@ class CurveCost(msgspec.Struct, frozen=True, kw_only=True):
             return 0.0
         return self.decode_fixed_s + self.decode_sequence_s * batch + self.decode_token_s * context_tokens
 
-    def decode_line(self, batch: int, context_tokens: int) -> tuple[float, float, float]:
+    def decode_line(self, batch: int, context_tokens: int) -> tuple[float, float, float]:  # noqa: ARG002  the protocol's
         return self.decode_s(batch, 0), self.decode_token_s, float("inf")
 
 
-def shape(geometry: Geometry) -> dict[str, float | int]:
-    """The fields of :class:`StepCost` that only the model decides."""
-    return {
-        "layers": geometry.layers,
-        "windowed_layers": geometry.windowed_layers,
-        "window": geometry.window,
-        "expert_share": geometry.experts_per_token / geometry.experts if geometry.experts else 0.0,
-    }
+def shaped(cost: StepCost, geometry: Geometry) -> StepCost:
+    """The cost with what only the model's shape decides filled in."""
+    return msgspec.structs.replace(
+        cost,
+        layers=geometry.layers,
+        windowed_layers=geometry.windowed_layers,
+        window=geometry.window,
+        expert_share=geometry.experts_per_token / geometry.experts if geometry.experts else 0.0,
+    )

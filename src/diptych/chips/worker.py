@@ -47,7 +47,7 @@ class Family(Protocol):
 
 
 FAMILIES = {"gpu": "gpu", "cpu": "gpu", "trainium": "trainium", "wafer": "wafer"}
-"""Family of a chip -> its file. A CPU is a GPU whose coefficients differ."""
+"""Family of a chip -> its file. A CPU is a GPU whose coefficients differ. What ``diptych fit`` wrote is measured.py."""
 
 
 @cache
@@ -55,8 +55,10 @@ def cost_model(worker: Worker) -> StepCost:
     """Seconds and capacity of the worker. Raises ConfigError when the model does not fit or a number is unknown."""
     chip, model = catalogue.chip(worker.chip), catalogue.model(worker.model)
     _require(chip, worker)
-    family = cast("Family", import_module(f"diptych.chips.families.{FAMILIES[chip.family]}"))
-    built = family.build(worker, chip, model, fits(worker.fit or chip.family))
+    coefficients = fits(worker.fit or chip.family)
+    name = "measured" if "fixed" in coefficients.decode else FAMILIES[chip.family]
+    family = cast("Family", import_module(f"diptych.chips.families.{name}"))
+    built = family.build(worker, chip, model, coefficients)
     if built.kv_capacity_tokens <= 0:
         raise ConfigError(
             f"{worker.model} in {worker.format} needs {weight_bytes(worker) / 1e9:,.0f} GB for its weights and does "
@@ -98,12 +100,12 @@ def _require(chip: Chip, worker: Worker) -> None:
 def kind_of(chip: Chip, model: Model, coefficients: Fits, *more: Quantity) -> Kind:
     """The weakest kind among what every cost model uses and ``more``; coefficients of other chips are assumed."""
     inputs = (chip.flops.bf16, chip.memory.capacity, chip.memory.bandwidth, *more)
-    borrowed: Kind = "measured" if chip.id in coefficients.chips else "assumed"
+    borrowed: Kind = "measured" if not coefficients.chips or chip.id in coefficients.chips else "assumed"
     return weakest([model.kind, coefficients.kind(), borrowed, *(quantity.kind for quantity in inputs)])
 
 
 def notes_of(chip: Chip, coefficients: Fits) -> tuple[str, ...]:
     """What a reader has to know about where the coefficients come from."""
-    if chip.id in coefficients.chips:
+    if not coefficients.chips or chip.id in coefficients.chips:
         return ()
     return (f"{chip.id}: no measurement; the coefficients of {', '.join(coefficients.chips)} are assumed for it",)

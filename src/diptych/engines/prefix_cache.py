@@ -1,7 +1,7 @@
 """Keys and values of prompts read before, so that a second turn computes only its suffix.
 
 A prompt is cut into fixed blocks; each block's name is a hash over its tokens *and* the name of the block
-before it, so one name stands for everything from the first token on. A block is found only as what follows its
+before it, so one name stands for everything from the first token on. A block is found only behind its
 predecessors. Bounded in bytes; the block used longest ago goes first.
 
     name(i) = blake2b(name(i - 1) | tokens of block i)
@@ -43,7 +43,8 @@ class PrefixCache:
 
     def store(self, prompt: Sequence[int], kv: KVBuffers) -> None:
         """Keeps the whole blocks of ``prompt``, whose KV is in ``kv``."""
-        names = list(_names(prompt))
+        block_bytes = (kv.keys[:, :, :BLOCK_TOKENS].nbytes + kv.values[:, :, :BLOCK_TOKENS].nbytes) or 1
+        names = list(_names(prompt))[: self.limit_bytes // block_bytes]  # more would push itself out
         for index, name in enumerate(names):
             if name not in self._blocks:
                 self._insert(name, kv, slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS))

@@ -35,7 +35,7 @@ class TorchConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype = "bf16"
     threads: int = 0
     chunk_tokens: int = 256
-    prefix_cache_mib: int = 256
+    prefix_cache_mib: int = 128
 
 
 class TorchPrefill:
@@ -129,8 +129,11 @@ def _ops(dtype: torch.dtype, device: str) -> Ops:
 
 
 def chunk_bounds(start: int, stop: int, chunk: int) -> list[tuple[int, int]]:
-    """Cuts [start, stop) into equal chunks of about ``chunk`` tokens: a stub would be all overhead."""
-    total = stop - start
-    count = max(1, round(total / chunk)) if total else 0
-    edges = [start + total * i // count for i in range(count + 1)] if count else []
-    return list(itertools.pairwise(edges))
+    """Cuts [start, stop) into chunks of ``chunk`` tokens, the last of half to one and a half as many.
+
+    Whole chunks have one shape in every prompt, so their kernels are ready; a stub would be all overhead.
+    """
+    if start == stop:
+        return []
+    count = max(1, round((stop - start) / chunk))
+    return list(itertools.pairwise([*range(start, start + count * chunk, chunk), stop]))

@@ -12,12 +12,12 @@ from __future__ import annotations
 import torch
 
 BLOCK_TOKENS = 128
+_LARGEST_BLOCK = BLOCK_TOKENS * 3 // 2
 
 
 def block_bounds(tokens: int) -> list[tuple[int, int]]:
-    """Splits a chunk of ``tokens`` into equal blocks of at most ``BLOCK_TOKENS``."""
-    count = -(-tokens // BLOCK_TOKENS)
-    size = -(-tokens // count)
+    """Splits a chunk of ``tokens`` into blocks of about ``BLOCK_TOKENS``, all but the last of equal size."""
+    size = -(-tokens // max(1, round(tokens / BLOCK_TOKENS)))
     return [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
@@ -27,12 +27,12 @@ class CausalAttention:
     def __init__(self, heads: int, kv_heads: int, dtype: torch.dtype, device: torch.device) -> None:
         self.heads, self.kv_heads, self.group = heads, kv_heads, heads // kv_heads
         self._scores = torch.empty(0, dtype=dtype, device=device)
-        infinite = torch.full((BLOCK_TOKENS, BLOCK_TOKENS), float("-inf"), dtype=dtype, device=device)
+        infinite = torch.full((_LARGEST_BLOCK, _LARGEST_BLOCK), float("-inf"), dtype=dtype, device=device)
         self._triangle = infinite.triu_(1)
 
     def reserve(self, tokens: int) -> None:
         """Makes room for scores over sequences of ``tokens`` tokens."""
-        need = self.heads * BLOCK_TOKENS * tokens
+        need = self.heads * _LARGEST_BLOCK * tokens
         if self._scores.numel() < need:
             self._scores = self._scores.new_empty(need)
 

@@ -31,6 +31,8 @@ class Decoder:
     def __init__(self, weights: DecoderWeights, geometry: Geometry, ops: Ops) -> None:
         self.weights, self.geometry, self.ops = weights, geometry, ops
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        empty = torch.empty(0, geometry.head_dim_k // 2, device=self.device)
+        self._rotation = Rotation(empty, empty)
         self._attention = CausalAttention(geometry.heads, geometry.kv_heads, self.dtype, self.device)
 
     def new_buffers(self, capacity: int) -> KVBuffers:
@@ -55,8 +57,9 @@ class Decoder:
     def _run(self, tokens: torch.Tensor, start: int, kv: KVBuffers, *, finish: bool) -> torch.Tensor:
         """The hidden state after the last layer, or (not ``finish``) before it, once its KV is there."""
         eps, stop = self.geometry.norm_eps, start + tokens.shape[0]
-        self._attention.reserve(stop)
-        rotation = self._rotation(start, stop)
+        self._reserve(stop)
+        rotation = self._rotation.rows(start, stop)
+        scaled = rotation.scaled(self.geometry.head_dim_k**-0.5)
         hidden = F.embedding(tokens.to(self.device), self.weights.embedding)
         for index, layer in enumerate(self.weights.layers):
             cache = kv.keys[index, :, :stop], kv.values[index, :, :stop]
@@ -66,15 +69,18 @@ class Decoder:
             self.ops.rotate(key, rotation, cache[0][:, start:])
             cache[1][:, start:] = value.transpose(0, 1)
             if with_query:
-                hidden.addmm_(self._attend(query, rotation, *cache), layer.output.T)
+                hidden.addmm_(self._attend(query, scaled, *cache), layer.output.T)
                 normed = self.ops.norm(hidden, layer.ffn_norm, eps)
                 hidden.addmm_(self.ops.gated(normed, layer.gate_up), layer.down.T)
         return hidden
 
-    def _rotation(self, start: int, stop: int) -> Rotation:
-        positions = torch.arange(start, stop, dtype=torch.float32, device=self.device)
-        angles = torch.outer(positions, self.weights.inverse_frequencies)
-        return Rotation(angles.cos(), angles.sin())
+    def _reserve(self, tokens: int) -> None:
+        """Makes room for a sequence of ``tokens``: scores, and RoPE's tables (cosines are slow)."""
+        self._attention.reserve(tokens)
+        if self._rotation.cos.shape[0] < tokens:
+            positions = torch.arange(-(-tokens // 1024) * 1024, dtype=torch.float32, device=self.device)
+            angles = torch.outer(positions, self.weights.inverse_frequencies)
+            self._rotation = Rotation(angles.cos(), angles.sin())
 
     def _project(
         self, layer: LayerWeights, normed: torch.Tensor, *, with_query: bool
@@ -92,12 +98,10 @@ class Decoder:
             key = self.ops.norm(key.contiguous(), layer.k_norm, g.norm_eps)
         return query, key, value.view(tokens, -1, g.head_dim_v)
 
-    def _attend(
-        self, query: torch.Tensor, rotation: Rotation, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention of the last tokens of ``keys``, [tokens, heads * d_v]."""
+    def _attend(self, query: torch.Tensor, scaled: Rotation, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Attention of the last tokens of ``keys``, [tokens, heads * d_v]; ``scaled`` rotates and scales."""
         g, tokens = self.geometry, query.shape[0]
-        start, scaled = keys.shape[1] - tokens, rotation.scaled(g.head_dim_k**-0.5)
+        start = keys.shape[1] - tokens
         attended = query.new_empty(tokens, g.heads, g.head_dim_v)
         for a, b in block_bounds(tokens):
             rotated = query.new_empty(g.heads, b - a, g.head_dim_k)

@@ -65,7 +65,7 @@ def _keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)
-        libc.mallopt(_M_TRIM_THRESHOLD, 128 * _MIB)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 * _MIB)
 
 
 @intrinsic

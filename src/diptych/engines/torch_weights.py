@@ -6,15 +6,17 @@ Hugging Face's half-rotated order whatever the file's own pairing is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +24,11 @@ from diptych.errors import ConfigError, UnsupportedModel
 from diptych.models.gguf_file import TensorInfo, read_gguf
 from diptych.models.gguf_meta import Geometry
 from diptych.models.resolve import ModelBundle
+
+_UNPACKED_AT_ONCE: Final = 1 << 17
+_SIMPLE_BLOCKS: Final = {
+    GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+}
 
 Source = Callable[[str], torch.Tensor | None]
 """A tensor by its GGUF name, in Hugging Face's order of rows; None where the model has none of that name."""
@@ -63,20 +70,29 @@ class DecoderWeights:
 def load_weights(bundle: ModelBundle, dtype: torch.dtype, device: str) -> DecoderWeights:
     """Reads the weights of ``bundle``. Raises ConfigError or UnsupportedModel."""
     geometry = bundle.geometry
-    gguf = _gguf_source(bundle.gguf, geometry)
+    gguf = _gguf_source(bundle.gguf, geometry, dtype)
     source = gguf if bundle.hf is None else _folder_source(Path(bundle.hf))
     build = _Builder(source, dtype, device)
-    with ThreadPoolExecutor() as pool:  # unpacking runs in numpy, which lets other threads go on
-        layers = tuple(pool.map(lambda i: build.layer(f"blk.{i}."), range(geometry.layers)))
-    embedding = build.tensor("token_embd.weight")
-    head = source("output.weight")
-    return DecoderWeights(
-        embedding=embedding,
-        layers=layers,
-        norm=build.tensor("output_norm.weight"),
-        head=embedding if head is None else build.tensor("output.weight"),
-        inverse_frequencies=_inverse_frequencies(geometry, gguf("rope_freqs.weight")).to(device),
-    )
+    with _one_thread():
+        embedding, head = build.tensor("token_embd.weight"), build.optional("output.weight")
+        return DecoderWeights(
+            embedding=embedding,
+            layers=tuple(build.layer(f"blk.{index}.") for index in range(geometry.layers)),
+            norm=build.tensor("output_norm.weight"),
+            head=embedding if head is None else head,
+            inverse_frequencies=_inverse_frequencies(geometry, gguf("rope_freqs.weight")).to(device),
+        )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Pieces are small: a second thread would only wait at barriers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _inverse_frequencies(geometry: Geometry, factors: torch.Tensor | None) -> torch.Tensor:
@@ -125,7 +141,7 @@ class _Builder:
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.device).contiguous()
 
 
-def _gguf_source(path: str, geometry: Geometry) -> Source:
+def _gguf_source(path: str, geometry: Geometry, dtype: torch.dtype) -> Source:
     file = read_gguf(path)
     data = np.memmap(path, np.uint8, mode="r")
 
@@ -133,7 +149,7 @@ def _gguf_source(path: str, geometry: Geometry) -> Source:
         info = file.tensors.get(name)
         if info is None:
             return None
-        values = torch.from_numpy(_dequantize(data, info))
+        values = _unpack(data, info, dtype)
         if geometry.rope_pairing == "interleaved" and ".attn_q." in name:
             return _half_order(values, geometry.heads)
         if geometry.rope_pairing == "interleaved" and ".attn_k." in name:
@@ -143,14 +159,30 @@ def _gguf_source(path: str, geometry: Geometry) -> Source:
     return tensor
 
 
-def _dequantize(data: NDArray[np.uint8], info: TensorInfo) -> NDArray[np.float32]:
+def _unpack(data: NDArray[np.uint8], info: TensorInfo, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor's values. A few thousand blocks at a time, so that numpy's temporaries stay in the cache."""
     kind = GGMLQuantizationType(info.type)
-    stored = data[info.offset : info.offset + info.bytes]
+    elements, block_bytes = GGML_QUANT_SIZES[kind]
+    blocks = data[info.offset : info.offset + info.bytes].reshape(-1, block_bytes)
+    step = max(1, _UNPACKED_AT_ONCE // elements)
+    values = torch.empty(math.prod(info.shape), dtype=dtype)
     try:
-        values = dequantize(stored.reshape(*info.shape[:-1], -1), kind)
+        for start in range(0, len(blocks), step):
+            piece = np.ascontiguousarray(_values(blocks[start : start + step], kind)).reshape(-1)
+            values[start * elements :][: piece.size] = torch.from_numpy(piece)
     except NotImplementedError as error:
         raise UnsupportedModel(f"tensor {info.name} is of type {kind.name}, which is not read") from error
-    return np.array(values, np.float32).reshape(info.shape)
+    return values.view(info.shape)
+
+
+def _values(blocks: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float32]:
+    """float32 values of ``blocks`` [n, block_bytes]."""
+    if kind == GGMLQuantizationType.F32:
+        return np.array(blocks).view(np.float32)
+    if kind in _SIMPLE_BLOCKS:  # gguf's general way goes through a handful of rows at a time
+        values: NDArray[np.float32] = getattr(quants, kind.name).dequantize_blocks(blocks)
+        return values
+    return np.asarray(quants.dequantize(np.ascontiguousarray(blocks), kind), np.float32)
 
 
 def _half_order(rows: torch.Tensor, heads: int) -> torch.Tensor:

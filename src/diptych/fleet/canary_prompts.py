@@ -8,7 +8,7 @@ from typing import Protocol
 
 LENGTHS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 200, 256, 320, 384)
 LONG = (257, 513, 640, 1024, 1500)
-START_UP = (48, 160, 400)
+START_UP = (24, 96, 288)
 
 _SUBJECTS = (
     "The harbour pilot", "A retired teacher", "Our night-shift nurse", "The youngest violinist", "A railway engineer",

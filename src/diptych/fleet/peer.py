@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 import zmq
 
 from diptych.config import Deadlines
 from diptych.errors import DeadlineExceeded, WorkerLost
 from diptych.fleet import messages as m
 from diptych.fleet.sockets import Watch, Wire
+from diptych.types import TokenChunk
 
 GATHER_S = 0.001
 """How long tokens of several streams may wait for one another."""
@@ -48,6 +50,17 @@ class Mailbox:
         if isinstance(item, m.Failed):
             raise item.error()
         return item
+
+    def more_tokens(self, chunk: TokenChunk) -> TokenChunk:
+        """``chunk`` together with the chunks behind it that have come already and are tokens alone."""
+        tokens = list(chunk.tokens)
+        while chunk.finish is None and self._items and isinstance(item := self._items[0], m.Tokens):
+            if item.chunk.logprobs or item.chunk.prepared is not None:
+                break
+            self._items.popleft()
+            chunk = item.chunk
+            tokens += chunk.tokens
+        return msgspec.structs.replace(chunk, tokens=tuple(tokens)) if len(tokens) > len(chunk.tokens) else chunk
 
     async def expect(self, kind: type[Reply], within_s: float) -> Reply:
         """The next message, which must be of this kind. Raises DeadlineExceeded after ``within_s`` seconds."""

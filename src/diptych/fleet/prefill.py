@@ -66,7 +66,7 @@ class PrefillWorker:
             settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
         )
         self._jobs: dict[Key, Job] = {}
-        self._transports: dict[str, transports.Transport] = {}
+        self._transports: dict[str, transports.Sender] = {}
         self._work = threading.Condition()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,10 +112,10 @@ class PrefillWorker:
             self._jobs[client, message.id] = Job((client, message.id), message, writer)
             self._work.notify()
 
-    def _transport(self, name: str) -> transports.Transport:
+    def _transport(self, name: str) -> transports.Sender:
         """One of a kind for all handoffs: it keeps what is mapped and connected."""
         if name not in self._transports:
-            self._transports[name] = transports.load(name)
+            self._transports[name] = transports.load(name, self._secret)
         return self._transports[name]
 
     def _cancel(self, key: Key) -> None:

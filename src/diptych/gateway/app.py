@@ -10,6 +10,8 @@ from __future__ import annotations
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
+from diptych.gateway.anthropic.routes import anthropic_routes
+from diptych.gateway.auth import Keys
 from diptych.gateway.bedrock import failures as bedrock_failures
 from diptych.gateway.bedrock.control_routes import control_routes
 from diptych.gateway.bedrock.routes import bedrock_routes
@@ -24,9 +26,14 @@ from diptych.gateway.routes import Gateway, new_id
 _BEDROCK_PATHS = ("/model/", "/foundation-model", "/inference-profiles", "/guardrail", "/async-invoke")
 
 
-def build_app(service: Service, limits: Limits | None = None, region: str = "us-east-1") -> GatewayApp:
-    """The app. ``limits`` bound what a request's body may cost; ``region`` is the label in ARNs."""
-    return GatewayApp(Gateway(service, limits or Limits(), region))
+def build_app(
+    service: Service, limits: Limits | None = None, region: str = "us-east-1", keys: Keys | None = None
+) -> GatewayApp:
+    """The app. ``limits`` bound what a request's body may cost; ``region`` is the label in ARNs.
+
+    Without ``keys`` everybody who reaches the address may do everything.
+    """
+    return GatewayApp(Gateway(service, limits or Limits(), region, keys or Keys()))
 
 
 class GatewayApp:
@@ -35,8 +42,12 @@ class GatewayApp:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         routes = [
-            *bedrock_routes(gateway), *openai_routes(gateway), *control_routes(gateway), *operation_routes(gateway)
-        ]  # fmt: skip
+            *bedrock_routes(gateway),
+            *control_routes(gateway),
+            *openai_routes(gateway),
+            *anthropic_routes(gateway),
+            *operation_routes(gateway),
+        ]
         self._router = Router(routes, redirect_slashes=False, default=_unrouted)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,7 +29,6 @@ class Generation:
     ) -> None:
         self.model = model
         self.request = request
-        self.output_tokens = 0
         self.ending: Ending = "end_turn"
         self.first_ms = 0
         self._service = service
@@ -40,6 +39,10 @@ class Generation:
     @property
     def prompt_tokens(self) -> int:
         return len(self.request.prompt)
+
+    @property
+    def output_tokens(self) -> int:
+        return self._text.tokens_read
 
     @property
     def elapsed_ms(self) -> int:
@@ -61,24 +64,24 @@ class Generation:
         text, reader = self._text, self._reader
         async with aclosing(self._service.generate(self.request)) as chunks:
             async for chunk in chunks:
-                if not self.output_tokens:
+                if not text.tokens_read:
                     self.first_ms = self.elapsed_ms
-                self.output_tokens += len(chunk.tokens)
                 said = text.push(chunk.tokens)
                 if chunk.finish is None and text.stopped_at is None:
-                    parts = (said,) if reader is None and said else () if reader is None else reader.push(said)
-                    yield parts, chunk.logprobs
+                    yield said if reader is None else reader.push("".join(said)), chunk.logprobs
                     continue
+                if chunk.finish is None:
+                    self._service.satisfied(self.request.id)
                 yield self._last(said, chunk), chunk.logprobs
                 return
         raise EngineError("The engine ended the stream without a finish reason.")
 
-    def _last(self, said: str, chunk: TokenChunk) -> Sequence[Part]:
-        if self.stopped_at is None:
-            said += self._text.finish()
-        parts: list[Part] = [said] if said else []
+    def _last(self, said: list[str], chunk: TokenChunk) -> Sequence[Part]:
+        if self.stopped_at is None and (rest := self._text.finish()):
+            said.append(rest)
+        parts: Sequence[Part] = said
         if self._reader is not None:
-            parts = [*self._reader.push(said), *self._reader.finish()]
+            parts = [*self._reader.push("".join(said)), *self._reader.finish()]
         self.ending = self._why(chunk)
         return parts
 

@@ -19,9 +19,13 @@ from diptych.errors import ConfigError, DiptychError
 from diptych.fleet.lifeline import tie_to_parent
 from diptych.fleet.qualification import Cache
 from diptych.gateway.app import build_app
+from diptych.gateway.auth import Key, Keys
+from diptych.gateway.auth.keys import check_exposure
 from diptych.gateway.banner import banner
 from diptych.gateway.intake import Limits
 from diptych.gateway.server import GatewayServer, Listen
+from diptych.gateway.tls import certificates
+from diptych.models.cache import cache_folder
 from diptych.models.chat import ChatFormat
 from diptych.models.resolve import ModelBundle
 from diptych.service import ServedModel
@@ -51,16 +55,26 @@ def served_model(model: ModelBundle, settings: FleetSettings) -> ServedModel:
 
 async def serve(spec: GatewaySpec) -> None:
     """Until SIGTERM. Raises ConfigError when the port cannot be had, WorkerError when a worker does not come up."""
+    keys = Keys(msgspec.convert(key, Key, from_attributes=True) for key in spec.settings.gateway.keys)
+    check_exposure(spec.settings.gateway.host, keys)
     progress = StartProgress()
     model = served_model(spec.model, spec.settings)
     service = await open_service(spec.settings, model, spec.addresses, Cache(Path(spec.cache)), progress)
     progress.close()
     listen = spec.settings.gateway
-    server = GatewayServer(
-        build_app(service, Limits(body_bytes=listen.max_body_mb * 1_000_000)), Listen(listen.host, listen.port)
-    )
+    limits = Limits(body_bytes=listen.max_body_mb * 1_000_000)
+    tls = certificates(cache_folder("tls"), listen.host, listen.region) if listen.tls else None
+    app = build_app(service, limits, listen.region, keys)
+    server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls))
+    scheme = "https" if tls else "http"
+
+    def ready(port: int) -> None:
+        print(banner(f"{scheme}://{listen.host}:{port}", model), flush=True)
+        if tls is not None:
+            print(f"Clients must trust our certificate:\n{tls.hint()}", flush=True)
+
     try:
-        await server.serve(lambda port: print(banner(f"http://{listen.host}:{port}", model), flush=True))
+        await server.serve(ready)
     finally:
         await service.close()
 

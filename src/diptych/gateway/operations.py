@@ -6,9 +6,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from diptych.errors import InvalidRequest
+from diptych.gateway.metrics import CONTENT_TYPE
 from diptych.gateway.openai.failures import error_response
 from diptych.gateway.refusals import NotFound
-from diptych.gateway.responses import json_response
+from diptych.gateway.responses import id_headers, json_response
 from diptych.gateway.routes import Call, Endpoint, Gateway
 
 _MOST_RECORDS = 1000
@@ -16,11 +17,12 @@ _MOST_RECORDS = 1000
 
 def operation_routes(gateway: Gateway) -> list[Route]:
     return [
-        Route(path, Endpoint(gateway, "GET", handler, error_response))
-        for path, handler in (
-            ("/health", health),
-            ("/diptych/requests", list_records),
-            ("/diptych/requests/{request_id}", get_record),
+        Route(path, Endpoint(gateway, "GET", handler, error_response, guarded=guarded))
+        for path, handler, guarded in (
+            ("/health", health, False),
+            ("/metrics", metrics, True),
+            ("/diptych/requests", list_records, True),
+            ("/diptych/requests/{request_id}", get_record, True),
         )
     ]
 
@@ -29,6 +31,10 @@ async def health(call: Call) -> Response:
     """200 when the fleet can serve, else 503; the body says which part is missing."""
     state = call.gateway.service.health()
     return json_response(state, call.id, 200 if state.get("status") == "ok" else 503)
+
+
+async def metrics(call: Call) -> Response:
+    return Response(call.gateway.metrics.text(), headers=id_headers(call.id), media_type=CONTENT_TYPE)
 
 
 async def list_records(call: Call) -> Response:

@@ -77,6 +77,9 @@ class Service(Protocol):
         the first chunk or after any.
         """
 
+    def satisfied(self, request_id: str) -> None:
+        """The client has all that it asked for (a stop string came): closing the generator is no cancellation."""
+
     def record(self, request_id: str) -> RequestRecord | None:
         """What happened to a request; ``served_latency`` is settled once generation has begun."""
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import msgspec
 from granian._granian import SocketHolder
-from granian.constants import Interfaces
+from granian.constants import Interfaces, SSLProtocols
 from granian.http import HTTP1Settings, HTTP2Settings
 from granian.server.embed import Server as GranianServer
 
 from diptych.errors import ConfigError
 from diptych.gateway.app import GatewayApp
+from diptych.gateway.tls import Certificates
 
 _BACKLOG = 1024
 _THREAD_POLLS = 100
@@ -34,12 +35,13 @@ class Listen(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: int = 8080
     grace_s: float = 5.0
+    tls: Certificates | None = None
 
 
 class _Granian(GranianServer):
     """Granian on a socket that is already bound; it owns and closes it from then on."""
 
-    def __init__(self, app: GatewayApp, bound: socket.socket) -> None:
+    def __init__(self, app: GatewayApp, bound: socket.socket, tls: Certificates | None) -> None:
         host, port = bound.getsockname()[:2]
         super().__init__(
             app,
@@ -51,6 +53,9 @@ class _Granian(GranianServer):
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
             http2_settings=HTTP2Settings(max_headers_size=256 * 1024, max_concurrent_streams=1024),
             log_enabled=False,
+            ssl_cert=tls.cert if tls else None,
+            ssl_key=tls.key if tls else None,
+            ssl_protocol_min=SSLProtocols.tls12,
         )
         self._bound = bound
 
@@ -97,7 +102,7 @@ class GatewayServer:
         assert self._socket is not None
         port = int(self._socket.getsockname()[1])
         others = _native_threads()
-        server = _Granian(self._app, self._socket)
+        server = _Granian(self._app, self._socket, self._listen.tls)
         self._stop_on_signals()
         serving = asyncio.create_task(server.serve())
         if ready:

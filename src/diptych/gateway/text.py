@@ -9,7 +9,7 @@ wins.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from diptych.gateway.ports import TokenDecoder
 
@@ -49,23 +49,40 @@ class StopMatcher:
 
 
 class TextAssembler:
-    """Decodes one stream. ``stopped_at`` is the stop string that ended it, once there is one."""
+    """Decodes one stream. ``stopped_at`` is the stop string that ended it, once there is one.
+
+    ``tokens_read`` counts every token up to the one that completed a stop string.
+    """
 
     def __init__(self, decoder: TokenDecoder, end_tokens: frozenset[int], stops: Sequence[str] = ()) -> None:
         self._decoder = decoder
         self._push = decoder.push
         self._end_tokens = end_tokens
         self._matcher = StopMatcher(stops) if stops else None
+        self.tokens_read = 0
 
     @property
     def stopped_at(self) -> str | None:
         return self._matcher.matched if self._matcher else None
 
-    def push(self, tokens: Iterable[int]) -> str:
-        """Text that may leave after these tokens."""
+    def push(self, tokens: Sequence[int]) -> list[str]:
+        """The text that may leave after each token, where there is some."""
+        if self._matcher is not None:
+            return self._matched(tokens, self._matcher)
+        self.tokens_read += len(tokens)
         ends, push = self._end_tokens, self._push
-        text = "".join([push(token) for token in tokens if token not in ends])
-        return self._matcher.push(text) if self._matcher and text else text
+        return [said for token in tokens if token not in ends and (said := push(token))]
+
+    def _matched(self, tokens: Sequence[int], matcher: StopMatcher) -> list[str]:
+        texts = []
+        for token in tokens:
+            self.tokens_read += 1
+            text = "" if token in self._end_tokens else self._push(token)
+            if text and (text := matcher.push(text)):
+                texts.append(text)
+            if matcher.matched is not None:
+                break
+        return texts
 
     def finish(self) -> str:
         """What remains at the end of the stream."""

@@ -22,33 +22,15 @@ import xxhash
 
 from diptych.errors import CorruptKV
 from diptych.handoff import codecs, layout
-from diptych.handoff.contract import KVForm, Tensor
+from diptych.handoff.contract import Tensor
 from diptych.handoff.layout import Cells, Chunk
 from diptych.handoff.plan import Plan
 from diptych.handoff.region import Bytes, Region
 
 
 def execute(plan: Plan, token_start: int, chunk: Chunk, region: Region) -> bytes:
-    """Writes the chunk, whose first token is ``token_start``, into ``region``; returns its XXH3-128 digest.
-
-    Raises CorruptKV where an array is not of the source's form.
-    """
-    digest = xxhash.xxh3_128()
-    for index, staged in enumerate(converted(plan, chunk)):
-        digest.update(staged.data)
-        region.put(index, token_start, chunk.tokens, staged)
-    return digest.digest()
-
-
-def converted(plan: Plan, chunk: Chunk) -> Iterator[Bytes]:
-    """The target's images of one chunk, in their order, as dense bytes; each valid until the next is asked
-    for.
-    """
-    if plan.target.packed:
-        yield from _packed(plan, chunk)
-    else:
-        for plane in range(len(plan.target.planes)):
-            yield from _plane(plan, plane, chunk)
+    """One chunk by a converter of its own; see :meth:`Converter.write`."""
+    return Converter(plan).write(token_start, chunk, region)
 
 
 def warm(plan: Plan) -> None:
@@ -60,73 +42,128 @@ def warm(plan: Plan) -> None:
     execute(plan, 0, chunk, Region(plan.target, landing, tokens))
 
 
-def _plane(plan: Plan, plane: int, chunk: Chunk) -> Iterator[Bytes]:
-    """The images of K or V of a target that keeps them apart: per layer the items, then scales kept apart."""
-    form = plan.target
-    sizes = [image.size(chunk.tokens) for image in form.images if image.plane[0] == form.planes[plane][0]]
-    apart = form.planes[plane][1].scale.scheme == "apart"
-    staging = np.zeros(sizes[0], np.uint8)
-    scales = np.zeros(sizes[1] if apart else 0, np.uint8)
-    mover = _Mover(plan, plane, chunk)
-    mover.aim(
-        _dense(form, plane, staging, chunk.tokens),
-        _scales(form, plane, scales, chunk.tokens) if apart else None,
-    )
-    for layer in range(plan.layers.start, plan.layers.stop):
-        as_is = mover.as_is(layer)
-        if as_is is not None:
-            yield as_is
-            continue
-        mover.move(layer)
-        yield staging
-        if apart:
-            yield scales
+class Converter:
+    """A plan under execution: staging, and what was learned of the arrays, are kept from chunk to chunk.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._tokens = 0
+        self._lanes: list[_Lane | _PackedLane] = []
+
+    def images(self, chunk: Chunk) -> Iterator[Bytes]:
+        """The target's images of one chunk, in order, as dense bytes; each is valid until the next is asked for.
+
+        Raises CorruptKV where an array is not of the source's form.
+        """
+        if chunk.tokens != self._tokens:
+            self._lanes = self._lanes_for(chunk.tokens)
+            self._tokens = chunk.tokens
+        for lane in self._lanes:
+            yield from lane.images(chunk)
+
+    def _lanes_for(self, tokens: int) -> list[_Lane | _PackedLane]:
+        if self._plan.target.packed:
+            return [_PackedLane(self._plan, tokens)]
+        return [_Lane(self._plan, plane, tokens) for plane in range(len(self._plan.target.planes))]
+
+    def write(self, token_start: int, chunk: Chunk, region: Region) -> bytes:
+        """Puts the chunk, whose first token is ``token_start``, into ``region``; returns its XXH3-128 digest."""
+        digest = xxhash.xxh3_128()
+        for index, staged in enumerate(self.images(chunk)):
+            digest.update(staged.data)
+            region.put(index, token_start, chunk.tokens, staged)
+        return digest.digest()
 
 
-def _packed(plan: Plan, chunk: Chunk) -> Iterator[Bytes]:
-    """The images of a target that packs K and V: per layer, or one of all layers."""
-    form = plan.target
-    staging = np.zeros(form.images[0].size(chunk.tokens), np.uint8)
-    movers = [_Mover(plan, plane, chunk) for plane in range(len(form.planes))]
-    for layer in range(plan.layers.start, plan.layers.stop):
-        within = layer - plan.layers.start if form.stacked else 0
-        for plane, mover in enumerate(movers):
-            mover.aim(layout.cells(form, plane, staging, chunk.tokens, within), None)
+class _Lane:
+    """K or V of a target that keeps them apart: per layer the items, then scales that are kept apart."""
+
+    def __init__(self, plan: Plan, plane: int, tokens: int) -> None:
+        form = plan.target
+        name, tensor, head_dim = form.planes[plane]
+        sizes = [image.size(tokens) for image in form.images if image.plane[0] == name][:2]
+        self._layers = range(plan.layers.start, plan.layers.stop)
+        self._staging, self._scales = _staging(sizes[0]), None
+        self._mover = _Mover(plan, plane, tokens)
+        shape = [form.extent(axis, head_dim // tensor.group, tokens) for axis in tensor.axes]
+        items = layout.cells(form, plane, self._staging.view(codecs.storage(tensor)).reshape(shape), tokens, 0)
+        scales = None
+        if tensor.scale.scheme == "apart":
+            self._scales = _staging(sizes[1])
+            shape = [form.extent(axis, head_dim // tensor.scale.group, tokens) for axis in tensor.axes]
+            scales = layout.scale_cells(form, plane, self._scales.view(np.float32).reshape(shape), tokens)
+        self._mover.aim(items, scales)
+
+    def images(self, chunk: Chunk) -> Iterator[Bytes]:
+        mover = self._mover
+        mover.feed(chunk)
+        for layer in self._layers:
+            as_is = mover.as_is(layer) if mover.untouched else None
+            if as_is is not None:
+                yield as_is
+                continue
             mover.move(layer)
-        if not form.stacked:
-            yield staging
-    if form.stacked:
-        yield staging
+            yield self._staging
+            if self._scales is not None:
+                yield self._scales
 
 
-def _dense(form: KVForm, plane: int, staging: Bytes, tokens: int) -> Cells:
-    _, tensor, head_dim = form.planes[plane]
-    shape = [form.extent(axis, head_dim // tensor.group, tokens) for axis in tensor.axes]
-    return layout.cells(form, plane, staging.view(codecs.storage(tensor)).reshape(shape), tokens, 0)
+class _PackedLane:
+    """K and V of a target that packs them: one image a layer, or one of all layers."""
+
+    def __init__(self, plan: Plan, tokens: int) -> None:
+        self._form, self._tokens = plan.target, tokens
+        self._layers = range(plan.layers.start, plan.layers.stop)
+        self._staging = _staging(plan.target.images[0].size(tokens))
+        self._movers = [_Mover(plan, plane, tokens) for plane in range(len(plan.target.planes))]
+
+    def images(self, chunk: Chunk) -> Iterator[Bytes]:
+        for mover in self._movers:
+            mover.feed(chunk)
+        for layer in self._layers:
+            within = layer - self._layers.start if self._form.stacked else 0
+            for plane, mover in enumerate(self._movers):
+                mover.aim(layout.cells(self._form, plane, self._staging, self._tokens, within), None)
+                mover.move(layer)
+            if not self._form.stacked:
+                yield self._staging
+        if self._form.stacked:
+            yield self._staging
 
 
-def _scales(form: KVForm, plane: int, staging: Bytes, tokens: int) -> Cells:
-    _, tensor, head_dim = form.planes[plane]
-    shape = [form.extent(axis, head_dim // tensor.scale.group, tokens) for axis in tensor.axes]
-    return layout.scale_cells(form, plane, staging.view(np.float32).reshape(shape), tokens)
+def _staging(size: int) -> Bytes:
+    """Zeroed bytes that begin at a cache line."""
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size]
 
 
 class _Mover:
     """Moves K or V of one layer after the other from the engine's arrays to where it is aimed."""
 
-    def __init__(self, plan: Plan, plane: int, chunk: Chunk) -> None:
-        self._plan, self._plane, self._chunk = plan, plane, chunk
+    def __init__(self, plan: Plan, plane: int, tokens: int) -> None:
+        self._plan, self._plane = plan, plane
         name, self._have, head_dim = plan.source.planes[plane]
         self._want = plan.target.planes[plane][1]
-        self._memory = chunk.values if name == "v" and not plan.source.packed else chunk.keys
+        self._of_values = name == "v" and not plan.source.packed
         self._stacked = plan.source.stacked
-        self._view = layout.View(plan.source, plane, chunk.tokens)
+        self._view = layout.View(plan.source, plane, tokens)
         self._heads = None if plan.heads.size == plan.source.head_span.size else plan.heads
         self._spans = list(_spans(plan, name, head_dim))
         self._same = (self._have.dtype, self._have.scale) == (self._want.dtype, self._want.scale)
-        self._untouched = plan.identity and not plan.source.packed and not plan.source.block_tokens
+        self.untouched = plan.identity and not plan.source.packed and not plan.source.block_tokens
         self._loops: list[Any] = []
         self._kind: Any = None
+
+    def feed(self, chunk: Chunk) -> None:
+        """The arrays of the next layers."""
+        self._chunk = chunk
+        self._memory = chunk.values if self._of_values else chunk.keys
+        if self._plan.source.block_tokens:
+            self._kind = None  # another table to check
 
     def aim(self, target: Cells, scales: Cells | None) -> None:
         """Where the next layers go, as cells: items, and scales that are kept apart."""
@@ -134,9 +171,7 @@ class _Mover:
         self._kind = None
 
     def as_is(self, layer: int) -> Bytes | None:
-        """The engine's own bytes, where nothing is to be changed and they are dense already."""
-        if not self._untouched:
-            return None
+        """The engine's own bytes, where they are dense already; for movers that are ``untouched``."""
         memory = self._memory[layer]
         if isinstance(memory, tuple) or not memory.flags.c_contiguous:
             return None

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import intrinsic, register_jitable
 
 from diptych.handoff.contract import Dtype
@@ -73,7 +73,7 @@ def _f32_of_f16(_typing: Any, _bits: Any) -> Any:
 
 @intrinsic
 def _first(_typing: Any, array: Any) -> Any:
-    """A pointer to an array's first item: only so can LLVM see that the items of a row are neighbours."""
+    """A pointer to an array's first item: no wrap-around to check, and LLVM sees that a row's items are neighbours."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -110,15 +110,6 @@ def _fence(_typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
-
-
-@register_jitable
-def _extent(array: Any) -> Any:
-    """Items from an array's first to its last."""
-    total = 1
-    for axis in range(4):
-        total += (array.shape[axis] - 1) * (array.strides[axis] // array.itemsize)
-    return total
 
 
 @register_jitable
@@ -187,47 +178,49 @@ def kernel(source: Dtype, target: Dtype, mode: int) -> Kernel | None:
     return None if found is None else _compile(*found, mode)
 
 
-def _compile(cast: Callable[[Any], Any], item: Any, mode: int) -> Kernel:
+def _compile(cast: Callable[[Any], Any], item: Any, mode: int) -> Kernel:  # noqa: C901  numba wants one loop
     """``cast`` is a plain function and ``mode`` a number, so numba's cache knows them across processes."""
 
-    @njit(
-        types.void(types.Array(item, 4, "A", readonly=True), _TABLE, _WORDS, types.int64),
-        nogil=True,
-        cache=True,
-    )
     def rows(source: Any, blocks: Any, target: Any, tokens: int) -> None:
         _, source_slots, heads, dims = source.shape
-        target_slots = target.shape[1]
-        s0, s1, s2 = (
-            source.strides[0] // source.itemsize,
-            source.strides[1] // source.itemsize,
-            source.strides[2] // source.itemsize,
-        )
+        target_slots, n = target.shape[1], dims // 2
+        size = source.itemsize
+        s0, s1, s2 = source.strides[0] // size, source.strides[1] // size, source.strides[2] // size
         w0, w1, w2 = target.strides[0] // 4, target.strides[1] // 4, target.strides[2] // 4
-        n = dims // 2
-        items = carray(_first(source), (_extent(source),))
-        words = carray(_first(target), (_extent(target),))
-        for t in range(tokens):
-            from_token = blocks[t // source_slots] * s0 + t % source_slots * s1
-            to_token = t // target_slots * w0 + t % target_slots * w1
-            for h in range(heads):
-                s, w = from_token + h * s2, to_token + h * w2
+        items, words = _first(source), _first(target)
+        source_block = source_slot = target_block = target_slot = 0
+        for _ in range(tokens):
+            s = blocks[source_block] * s0 + source_slot * s1
+            w = target_block * w0 + target_slot * w1
+            for _ in range(heads):
                 if mode == TO_INTERLEAVED:
-                    a, b, out = items[s : s + n], items[s + n : s + dims], words[w : w + n]
                     for j in range(n):
-                        out[j] = _pack(cast(a[j]), cast(b[j]))
+                        words[w + j] = _pack(cast(items[s + j]), cast(items[s + n + j]))
                 elif mode == TO_HALF:
-                    a, out, second = items[s : s + dims], words[w : w + n // 2], words[w + n // 2 : w + n]
                     for j in range(n // 2):
-                        out[j] = _pack(cast(a[4 * j]), cast(a[4 * j + 2]))
-                        second[j] = _pack(cast(a[4 * j + 1]), cast(a[4 * j + 3]))
+                        a = s + 4 * j
+                        words[w + j] = _pack(cast(items[a]), cast(items[a + 2]))
+                        words[w + n // 2 + j] = _pack(cast(items[a + 1]), cast(items[a + 3]))
                 else:
-                    a, out = items[s : s + dims], words[w : w + n]
                     for j in range(n):
-                        out[j] = _pack(cast(a[2 * j]), cast(a[2 * j + 1]))
+                        words[w + j] = _pack(cast(items[s + 2 * j]), cast(items[s + 2 * j + 1]))
+                s, w = s + s2, w + w2
+            source_slot, target_slot = source_slot + 1, target_slot + 1
+            if source_slot == source_slots:
+                source_slot, source_block = 0, source_block + 1
+            if target_slot == target_slots:
+                target_slot, target_block = 0, target_block + 1
 
-    loop: Kernel = rows
-    return loop
+    return _jit(types.void(types.Array(item, 4, "A", readonly=True), _TABLE, _WORDS, types.int64), rows)
+
+
+def _jit(signature: Any, function: Callable[..., None]) -> Kernel:
+    """Compiled without the interpreter's lock; loaded from numba's cache where there is a folder for one."""
+    try:
+        compiled: Kernel = njit(signature, nogil=True, cache=True)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        compiled = njit(signature, nogil=True)(function)
+    return compiled
 
 
 @functools.cache
@@ -238,11 +231,9 @@ def stream() -> Kernel:
     caches to whatever computes beside it.
     """
 
-    @njit(types.void(_LINES_FROM, _LINES), nogil=True, cache=True)
     def lines(source: Any, target: Any) -> None:
         for index in range(0, source.size, 64):
             _stream_line(target, source, index)
         _fence()
 
-    loop: Kernel = lines
-    return loop
+    return _jit(types.void(_LINES_FROM, _LINES), lines)

@@ -16,7 +16,7 @@ import msgspec
 import xxhash
 
 from diptych.errors import StaleWrite
-from diptych.handoff.convert import converted
+from diptych.handoff.convert import Converter
 from diptych.handoff.layout import Chunk
 from diptych.handoff.plan import Plan
 from diptych.handoff.rechunk import Rechunker
@@ -61,6 +61,7 @@ class Writer:
         self.ticket = ticket
         self._plan = plan
         self._channel = channel
+        self._converter = Converter(plan)
         self._rechunker = Rechunker(plan.source, plan.target.unit_tokens)
         self._pieces: list[Piece] = []
         self._error: Exception | None = None
@@ -147,7 +148,7 @@ class Writer:
 
     def _piece(self, token_start: int, chunk: Chunk) -> None:
         digest = xxhash.xxh3_128()
-        for image, staged in enumerate(converted(self._plan, chunk)):
+        for image, staged in enumerate(self._converter.images(chunk)):
             if self._error is not None:
                 return
             digest.update(staged.data)

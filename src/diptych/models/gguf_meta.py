@@ -128,10 +128,11 @@ def _rope_scale(file: GgufFile, architecture: str) -> float:
 
 
 def _number(file: GgufFile, key: str, default: float | None = None) -> float:
+    if key in file.array_lengths:
+        raise UnsupportedModel(f"{file.path}: metadata {key} lists a value per layer; equal layers are served")
     value = file.metadata.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        state = "lists one value per layer" if key in file.array_lengths else "is missing"
-        raise UnsupportedModel(f"{file.path}: metadata {key} {state}")
+        raise UnsupportedModel(f"{file.path}: metadata {key} is missing or no number")
     return value
 
 

@@ -46,7 +46,7 @@ def measure(trace: Path, step_ms: float, requests: int | None) -> dict[str, Any]
 
 def measure_simpy(trace: Path, step_ms: float) -> float:
     """Seconds that a plain simpy model takes for the same trace and fleet."""
-    from diptych.planner.simpy_model import run  # simpy is a development dependency
+    from diptych.planner.simpy_model import run  # noqa: PLC0415  simpy is a development dependency
 
     loaded = load(str(trace))
     started = time.perf_counter()

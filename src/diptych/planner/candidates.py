@@ -12,6 +12,7 @@ import numpy as np
 
 from diptych.chips import catalogue, gpu
 from diptych.chips.catalogue import Machine
+from diptych.chips.fits import fits
 from diptych.chips.quantity import Kind, Quantity, weakest
 from diptych.chips.stepcost import StepCost
 from diptych.chips.worker import Worker, cost_model, fewest_chips
@@ -50,6 +51,7 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     chips: int
     machine: str
     machines: int
+    fit: str = ""
 
     @property
     def replicas(self) -> int:
@@ -83,7 +85,7 @@ def cost_of(candidate: Candidate, side: Side) -> StepCost:
     """The cost model of one replica. Raises ConfigError when the model does not fit."""
     return cost_model(
         Worker(
-            chip=side.chip, model=candidate.model, chips=side.chips, format=side.format,
+            chip=side.chip, model=candidate.model, chips=side.chips, format=side.format, fit=side.fit,
             prefill_share=candidate.assume.prefill_share, acceptance=candidate.assume.acceptance,
         )
     )  # fmt: skip
@@ -161,8 +163,19 @@ def _machine(side: Side) -> Machine:
 # -- enumeration -------------------------------------------------------------------------------------------------------
 
 
-def sides(model: str, chip: str, format_: gpu.Format) -> list[tuple[Side, int]]:
+class Choice(msgspec.Struct, frozen=True):
+    """A chip to choose from: the format of its weights, and coefficients of one's own (a file of ``diptych fit``)."""
+
+    chip: str
+    format: gpu.Format = "bf16"
+    fit: str = ""
+
+
+def sides(model: str, choice: Choice) -> list[tuple[Side, int]]:
     """(one step of a side, machines in a step) for the replica sizes worth trying. Raises ConfigError if none fits."""
+    chip, format_ = choice.chip, choice.format
+    if choice.fit:
+        fits(choice.fit)  # a bad file is refused as such, not as a chip on which nothing fits
     found = catalogue.chip(chip)
     machine = min(found.machines, key=lambda machine: machine.chips)
     fewest = fewest_chips(Worker(chip=chip, model=model, chips=1, format=format_))
@@ -175,9 +188,9 @@ def sides(model: str, chip: str, format_: gpu.Format) -> list[tuple[Side, int]]:
     steps = []
     for chips in sizes:
         each = max(1, -(-chips // machine.chips))
-        side = Side(chip=chip, format=format_, chips=chips, machine=machine.id, machines=each)
+        side = Side(chip=chip, format=format_, chips=chips, machine=machine.id, machines=each, fit=choice.fit)
         try:
-            cost_model(Worker(chip=chip, model=model, chips=chips, format=format_))
+            cost_model(Worker(chip=chip, model=model, chips=chips, format=format_, fit=choice.fit))
         except ConfigError:
             continue
         steps.append((side, each))
@@ -187,25 +200,25 @@ def sides(model: str, chip: str, format_: gpu.Format) -> list[tuple[Side, int]]:
 
 
 def enumerate_fleets(
-    model: str, chips: Sequence[str], formats: dict[str, gpu.Format], trace: Trace, objectives: Objectives,
-    budget: float, modes: Sequence[Mode],
+    model: str, choices: Sequence[Choice], trace: Trace, objectives: Objectives, budget: float, modes: Sequence[Mode],
 ) -> list[Candidate]:  # fmt: skip
     """Every fleet within ``budget`` USD/h; for two kinds of machine, those whose rates match."""
     found: list[Candidate] = []
-    for chip in chips:
+    pairings: tuple[Mode, ...] = ("disaggregated", "mixed")
+    for choice in choices:
         if "aggregated" in modes:
-            found += _aggregated(model, chip, formats[chip])
-    for reader in chips:
-        for writer in chips:
-            for mode in ("disaggregated", "mixed"):
-                if mode in modes and not (mode == "mixed" and catalogue.chip(writer).family == "wafer"):
-                    found += _paired(model, reader, writer, formats, mode, trace, objectives)
+            found += _aggregated(model, choice)
+    for reader in choices:
+        for writer in choices:
+            for mode in pairings:
+                if mode in modes and not (mode == "mixed" and catalogue.chip(writer.chip).family == "wafer"):
+                    found += _paired(model, reader, writer, mode, trace, objectives)
     affordable = [c for c in found if (price := total(c, "price")) is not None and price <= budget]
     return list(dict.fromkeys(affordable))
 
 
-def _aggregated(model: str, chip: str, format_: gpu.Format) -> Iterator[Candidate]:
-    for step, each in sides(model, chip, format_):
+def _aggregated(model: str, choice: Choice) -> Iterator[Candidate]:
+    for step, each in sides(model, choice):
         for count in COUNTS:
             bought = msgspec.structs.replace(step, machines=count * each)
             for chunk in AGGREGATED_CHUNKS:
@@ -213,18 +226,22 @@ def _aggregated(model: str, chip: str, format_: gpu.Format) -> Iterator[Candidat
 
 
 def _paired(
-    model: str, reader: str, writer: str, formats: dict[str, gpu.Format], mode: Mode, trace: Trace,
-    objectives: Objectives,
-) -> Iterator[Candidate]:  # fmt: skip
-    """Decode machines in every number, and the numbers of prefill machines just below and above the same rate."""
-    for read_step, read_each in sides(model, reader, formats[reader]):
-        for write_step, write_each in sides(model, writer, formats[writer]):
+    model: str, reader: Choice, writer: Choice, mode: Mode, trace: Trace, objectives: Objectives
+) -> Iterator[Candidate]:
+    """Decode machines in every number, with the numbers of prefill machines just below and above the same rate.
+
+    The smallest decode side is also tried with fewer: a small budget may not reach the rate of one machine.
+    """
+    for read_step, read_each in sides(model, reader):
+        for write_step, write_each in sides(model, writer):
             pair = Candidate(model=model, mode=mode, prefill=read_step, decode=write_step)
             ratio = _decode_rps(pair, trace, objectives) / _prefill_rps(pair, trace)
             for count in COUNTS:
                 replicas = ratio * count * write_each * _per_machine(write_step)
                 wanted = replicas / (_per_machine(read_step) * read_each)
-                for readers in sorted({max(1, math.floor(wanted)), max(1, math.ceil(wanted))}):
+                matched = {max(1, math.floor(wanted)), max(1, math.ceil(wanted))}
+                fewer = {n for n in COUNTS if n < wanted} if count == 1 else set()
+                for readers in sorted(matched | fewer):
                     yield msgspec.structs.replace(
                         pair,
                         prefill=msgspec.structs.replace(read_step, machines=readers * read_each),

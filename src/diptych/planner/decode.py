@@ -5,7 +5,7 @@
       '-- planned: the next completion, the next boundary after an arrival, the KV's last room, or a knee
 
 A sequence joins at a boundary and its first token is there one step later. A prompt that the worker reads itself
-is mixed into the steps chunk by chunk; then every step is planned alone.
+is mixed into the steps chunk by chunk, each planned alone; the last of them yields its first token.
 """
 
 from __future__ import annotations
@@ -43,11 +43,15 @@ class Host(Protocol):
     def wake(self, at_s: float, worker: DecodeWorker, version: int) -> None:
         """Asks to be called back: ``worker.on_wake(at_s, version)``."""
 
+    def reading(self, at_s: float, request: int) -> None: ...
+
+    def has_read(self, at_s: float, request: int) -> None: ...
+
     def joined(self, at_s: float, first_token_s: float, request: int) -> None: ...
 
     def finished(self, at_s: float, request: int) -> None: ...
 
-    def preempted(self, at_s: float, worker: DecodeWorker, sequence: Sequence, generated: int) -> None: ...
+    def preempted(self, at_s: float, request: int, generated: int) -> None: ...
 
     def rejected(self, request: int) -> None: ...
 
@@ -173,14 +177,17 @@ class DecodeWorker:
         if self.reading is None and self.to_read and self._fits(self.to_read[0]):
             self.reading = self.to_read.popleft()
             self.reserved = self.reading.context
+            self.host.reading(self.time_s, self.reading.request)
 
-    def _join(self, sequence: Sequence) -> None:
+    def _join(self, sequence: Sequence, emitted: int = 0) -> None:
+        """Into the batch; ``emitted`` is 1 after a prompt that was read here, whose last step yields a token."""
         self._order += 1
-        sequence.joined_step, sequence.order = self.step, self._order
-        heapq.heappush(self.running, (self.step + sequence.left, self._order, sequence))
+        sequence.joined_step, sequence.order = self.step - emitted, self._order
+        heapq.heappush(self.running, (sequence.joined_step + sequence.left, self._order, sequence))
         self.batch += 1
-        self.context += sequence.context
-        self.fresh.append(sequence)
+        self.context += sequence.context + emitted
+        if not emitted:
+            self.fresh.append(sequence)
 
     def _fits(self, sequence: Sequence) -> bool:
         taken = self.context + self.reserved + sequence.context + self.batch + 1
@@ -201,7 +208,7 @@ class DecodeWorker:
         generated = self.generated(sequence)
         self.batch -= 1
         self.context -= sequence.context + generated
-        self.host.preempted(self.time_s, self, sequence, generated)
+        self.host.preempted(self.time_s, sequence.request, generated)
 
     # -- reading prompts here --------------------------------------------------------------------------------------
 
@@ -227,7 +234,8 @@ class DecodeWorker:
             0.0, self.to_read_s - self.cost.prefill_s(sequence.to_read, sequence.context - sequence.to_read)
         )
         self.reading, self.reserved = None, 0
-        self._join(sequence)
+        self.host.has_read(self.time_s, sequence.request)
+        self._join(sequence, emitted=1)
 
     # -- time ------------------------------------------------------------------------------------------------------
 

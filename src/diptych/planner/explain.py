@@ -11,7 +11,7 @@ from diptych.chips.quantity import Kind, weakest
 from diptych.planner.candidates import Assumptions, Candidate, Side, cost_of, quantities
 from diptych.planner.goodput import Evaluation, evaluate
 from diptych.planner.outcome import Objectives
-from diptych.planner.search import Plan
+from diptych.planner.search import Plan, Ranking
 from diptych.planner.traces import Trace
 
 SENSITIVITIES: tuple[tuple[str, Assumptions], ...] = (
@@ -109,8 +109,7 @@ def words(plan: Plan) -> list[str]:
     run = winner.run
     lines = [
         f"Best per dollar: {winner.candidate.describe()}.",
-        f"It serves {winner.max_goodput_rps:.2f} requests/s with {run['attainment']:.0%} inside {_bounds(plan.objectives)}, "
-        f"for {winner.price_per_hour:,.2f} USD/h ({_money(winner)} per million output tokens).",
+        _serves(winner, plan.objectives),
         _bottleneck(run),
         f"The weakest input behind this is {weakest_kind(winner)}.",
     ]
@@ -128,13 +127,21 @@ def words(plan: Plan) -> list[str]:
         if other is not None:
             ratio = (winner.per("dollar") or 0.0) / (other.per("dollar") or 1.0)
             lines.append(f"Aggregated wins here: {ratio:.2f}x the best pair, {other.candidate.describe()}.")
-    for ranking in ("watt", "rack"):
-        best = plan.best(ranking)  # type: ignore[arg-type]  # from the same literals
+    others: tuple[Ranking, ...] = ("watt", "rack")
+    for ranking in others:
+        best = plan.best(ranking)
         if best is not None and best is not winner:
             lines.append(
                 f"Per {ranking} the best is {best.candidate.describe()} ({best.max_goodput_rps:.2f} requests/s)."
             )
     return lines
+
+
+def _serves(e: Evaluation, objectives: Objectives) -> str:
+    return (
+        f"It serves {e.max_goodput_rps:.2f} requests/s with {e.run['attainment']:.0%} inside {_bounds(objectives)}, "
+        f"for {e.price_per_hour:,.2f} USD/h ({_money(e)} per million output tokens)."
+    )
 
 
 def _bottleneck(run: dict[str, Any]) -> str:

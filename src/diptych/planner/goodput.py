@@ -17,6 +17,11 @@ PRECISION = 0.03
 LOWEST = 1 / 64
 """A fleet that does not meet the objectives at this part of its fluid rate is taken not to meet them at all."""
 
+HORIZON = 20.0
+"""A run lasts so many times the longest that a good request takes: in a much shorter one, a fleet that cannot keep up
+would still be inside the objectives when the requests end."""
+LEAST_REQUESTS, MOST_REQUESTS = 200, 10_000
+
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """One fleet: ``max_goodput_rps`` (0 when the objectives cannot be met), and the run at that rate."""
@@ -45,10 +50,18 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_at(candidate: Candidate, trace: Trace, objectives: Objectives, rate: float) -> dict[str, Any]:
     """The summary of the trace at ``rate`` requests a second through the fleet."""
-    stretched = trace.at_rate(rate)
+    stretched = trace.sized(_requests(trace, objectives, rate)).at_rate(rate)
     outcome = simulate(stretched, fleet_plan(candidate, bool(trace.blocks)))
     metrics = measure(outcome, stretched.arrival_s, stretched.output_tokens)
     return summary(outcome, metrics, stretched.output_tokens, objectives)
+
+
+def _requests(trace: Trace, objectives: Objectives, rate: float) -> int:
+    """As many as arrive in the horizon; a gap without an objective counts as 10 ms a token, a TTFT as a second."""
+    output = sum(trace.output_tokens) / len(trace)
+    longest_ms = (objectives.ttft_ms or 1000.0) + (objectives.itl_ms or 10.0) * output
+    horizon_s = HORIZON * min(longest_ms, objectives.e2e_ms or longest_ms) / 1e3
+    return int(min(MOST_REQUESTS, max(LEAST_REQUESTS, rate * horizon_s)))
 
 
 def evaluate(candidate: Candidate, trace: Trace, objectives: Objectives) -> Evaluation:

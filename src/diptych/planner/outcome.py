@@ -22,9 +22,15 @@ class Outcome:
 
     def __init__(self, requests: int) -> None:
         nan = float("nan")
-        self.prefill_start, self.prefill_end, self.converted, self.landed, self.joined, self.first, self.finish = (
-            array("d", [nan]) * requests for _ in range(7)
-        )
+        (
+            self.prefill_start,
+            self.prefill_end,
+            self.converted,
+            self.landed,
+            self.joined,
+            self.first,
+            self.finish,
+        ) = (array("d", [nan]) * requests for _ in range(7))
         self.placed_prefill, self.placed_decode = (array("h", [-1]) * requests for _ in range(2))
         self.cached_tokens = array("l", [0]) * requests
         self.rejected = self.preemptions = self.retries = 0
@@ -104,4 +110,7 @@ def _percentiles(values: Floats) -> dict[str, float]:
     if not len(values):
         return {}
     found = np.percentile(values, [50, 90, 95, 99])
-    return {"mean": float(values.mean()), **dict(zip(("p50", "p90", "p95", "p99"), map(float, found), strict=True))}
+    return {
+        "mean": float(values.mean()),
+        **dict(zip(("p50", "p90", "p95", "p99"), map(float, found), strict=True)),
+    }

@@ -16,8 +16,8 @@ from diptych.planner.goodput import Evaluation, evaluate
 from diptych.planner.outcome import Objectives
 from diptych.planner.traces import Trace
 
-RANKINGS = ("dollar", "watt", "rack")
 Ranking = Literal["dollar", "watt", "rack"]
+RANKINGS: tuple[Ranking, ...] = ("dollar", "watt", "rack")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,14 +114,18 @@ def promising(
     most: int,
     price: Callable[[Candidate], float],
 ) -> list[Candidate]:
-    """The ``most`` candidates of each kind (mode and chips) by fluid rate per dollar; what a fluid cannot do at half
-    the price, queues will not do either. Kinds are kept apart, so that each is represented."""
-    kinds: dict[tuple[str, ...], list[tuple[float, int, Candidate]]] = {}
-    for number, candidate in enumerate(candidates):
+    """Of each kind (mode and chips), those that are among the ``most`` best by fluid rate per dollar of all that cost
+    no more. So a larger budget only adds to what is simulated, and its best plan is never worse."""
+    kinds: dict[tuple[str, ...], list[float]] = {}
+    kept = []
+    for candidate in sorted(candidates, key=lambda c: (price(c), c.describe())):
         kind = (candidate.mode, *(side.chip for side in candidate.sides))
         value = fluid_rps(candidate, trace, objectives) / price(candidate)
-        kinds.setdefault(kind, []).append((-value, number, candidate))
-    return [entry[2] for entries in kinds.values() for entry in sorted(entries)[:most]]
+        cheaper = kinds.setdefault(kind, [])
+        if sum(other > value for other in cheaper) < most:
+            kept.append(candidate)
+        cheaper.append(value)
+    return kept
 
 
 def _evaluate_all(

@@ -57,7 +57,11 @@ def run(trace: Trace, plan: FleetPlan) -> dict[int, float]:
 
 
 def _arrivals(
-    env: simpy.Environment, trace: Trace, plan: FleetPlan, prefill: list[simpy.Resource], decode: list[_Decode]
+    env: simpy.Environment,
+    trace: Trace,
+    plan: FleetPlan,
+    prefill: list[simpy.Resource],
+    decode: list[_Decode],
 ) -> Events:
     for request, arrival_s in enumerate(trace.arrival_s):
         if arrival_s > env.now:

@@ -62,6 +62,7 @@ class _Simulation:
         blocks = [w.pool.cache_tokens // trace.block_tokens if trace.blocks else 0 for w in self.prefill]
         self.prefixes = PrefixIndex(blocks) if any(blocks) else None
         self.router_links = self._router_links()
+        self.shortest = 1 if any(pool.prefills for pool in plan.decode) else 2
         self.attempt = bytearray(len(trace))
         self.emitted: dict[int, int] = {}
         self.gone: set[str] = set()
@@ -99,8 +100,9 @@ class _Simulation:
         return tuple(links)
 
     def _arrive(self, now: float, request: int) -> None:
-        prompt, output = self.trace.input_tokens[request], self.trace.output_tokens[request]
-        self._place(now, request, prompt, output)
+        """A prompt of one token has nothing to hand over; where only pairs serve, it counts as two."""
+        prompt = max(self.shortest, self.trace.input_tokens[request])
+        self._place(now, request, prompt, self.trace.output_tokens[request])
 
     def _place(self, now: float, request: int, prompt: int, output: int) -> None:
         depths = self.prefixes.depths(self.trace.blocks[request]) if self.prefixes else None
@@ -124,14 +126,15 @@ class _Simulation:
             self._disaggregated(now, request, source, self.decode[target], prompt, held)
 
     def _prefill_states(self, now: float, depths: dict[int, int] | None) -> tuple[PrefillState, ...]:
-        each = self.trace.block_tokens
+        each, held = self.trace.block_tokens, (depths or {}).get
         states = []
         for worker in self.prefill:
-            cached = depths.get(worker.index, 0) * each if depths else 0
-            if worker.free_s <= now and not cached:
-                states.append(worker.idle)
+            queue_s = worker.free_s - now
+            blocks = held(worker.index, 0)
+            if queue_s > 0.0 or blocks:
+                states.append(PrefillState(worker.name, worker.cost, max(0.0, queue_s), blocks * each))
             else:
-                states.append(PrefillState(worker.name, worker.cost, max(0.0, worker.free_s - now), cached))
+                states.append(worker.idle)
         return tuple(states)
 
     # -- the two ways ----------------------------------------------------------------------------------------------
@@ -204,6 +207,16 @@ class _Simulation:
     def _wake(self, _now: float, what: tuple[DecodeWorker, int]) -> None:
         what[0].on_wake(what[1])
 
+    def reading(self, at_s: float, request: int) -> None:
+        if request not in self.emitted:
+            self.out.prefill_start[request] = at_s
+
+    def has_read(self, at_s: float, request: int) -> None:
+        if request not in self.emitted:
+            out = self.out
+            out.prefill_end[request] = out.converted[request] = out.landed[request] = at_s
+            out.joined[request] = out.first[request] = at_s
+
     def joined(self, at_s: float, first_token_s: float, request: int) -> None:
         if request not in self.emitted:
             self.out.joined[request], self.out.first[request] = at_s, first_token_s
@@ -211,15 +224,15 @@ class _Simulation:
     def finished(self, at_s: float, request: int) -> None:
         self.out.finish[request] = at_s
 
-    def rejected(self, request: int) -> None:
+    def rejected(self, request: int) -> None:  # noqa: ARG002  part of the protocol
         self.out.rejected += 1
 
-    def preempted(self, at_s: float, worker: DecodeWorker, sequence: Sequence, generated: int) -> None:
+    def preempted(self, at_s: float, request: int, generated: int) -> None:
         """Its KV is gone: the prompt and what it had written are read again, there or by a prefill worker."""
         self.out.preemptions += 1
-        self._again(at_s, sequence.request, sequence, generated)
+        self._again(at_s, request, generated)
 
-    def _again(self, now: float, request: int, sequence: Sequence, generated: int) -> None:
+    def _again(self, now: float, request: int, generated: int) -> None:
         if generated:
             self.emitted[request] = self.emitted.get(request, 0) + generated
         done = self.emitted.get(request, 0)
@@ -255,7 +268,7 @@ class _Simulation:
             self.out.retries += 1
             running = any(entry[2] is sequence for entry in worker.running)
             done = worker.generated(sequence) if running else 0
-            self._again(now, sequence.request, sequence, done)
+            self._again(now, sequence.request, done)
         for job in sorted(inbound, key=lambda job: job[0]):
             if job[1] == self.attempt[job[0]]:
                 self._retry_inbound(now, job[0], worker, job[4])

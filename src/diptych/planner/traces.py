@@ -15,6 +15,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,6 +64,17 @@ class Trace(msgspec.Struct, frozen=True):
             output_tokens=self.output_tokens[:requests],
             blocks=self.blocks[:requests],
         )
+
+    def sized(self, requests: int) -> Trace:
+        """So many requests: the first of them, or the trace again and again with prefixes that no round shares."""
+        if requests <= len(self):
+            return self.head(requests)
+        times = -(-requests // len(self))
+        longer = self.repeated(times).head(requests)
+        if not self.blocks:
+            return longer
+        rounds = (tuple(block + (i << 32) for block in blocks) for i in range(times) for blocks in self.blocks)
+        return msgspec.structs.replace(longer, blocks=list(islice(rounds, requests)))
 
     def repeated(self, times: int) -> Trace:
         """The trace again and again, each round after the last with one mean gap between."""
@@ -171,7 +183,7 @@ _CSV_FORMS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, str]], tuple[fl
 
 def _json_lines(path: Path) -> Trace:
     builder = _Builder(path)
-    for builder.line, record in _objects(path, builder):
+    for record in _objects(path, builder):
         try:
             if "input_length" in record or "timestamp" in record:
                 blocks = tuple(record["hash_ids"]) if "hash_ids" in record else None
@@ -188,14 +200,14 @@ def _json_lines(path: Path) -> Trace:
     return builder.trace()
 
 
-def _objects(path: Path, builder: _Builder) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: Path, builder: _Builder) -> Iterator[dict[str, Any]]:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 builder.line = number
                 try:
-                    yield number, decode(line.replace(b"NaN", b"null"))
+                    yield decode(line.replace(b"NaN", b"null"))
                 except msgspec.DecodeError:
                     builder.refuse("not a JSON object", "mend the line or remove it")
 
@@ -222,7 +234,10 @@ def _drawn(kind: str, options: str) -> Trace:
     gaps = rng.gamma(shape, 1.0 / (rate * shape), requests)
     gaps[0] = 0.0
     if kind in SHAPES:
-        prompt, output = _lognormal(rng, requests, *SHAPES[kind][:2]), _lognormal(rng, requests, *SHAPES[kind][2:])
+        prompt, output = (
+            _lognormal(rng, requests, *SHAPES[kind][:2]),
+            _lognormal(rng, requests, *SHAPES[kind][2:]),
+        )
     else:
         prompt = np.full(requests, int(given.pop("input", 1024.0)))
         output = np.full(requests, int(given.pop("output", 128.0)))

@@ -91,7 +91,7 @@ class Placement(msgspec.Struct, frozen=True):
 
 def place(demand: Demand, fleet: Fleet) -> Placement:
     """The placement with the lowest score. Raises LookupError when no worker can serve the request at all."""
-    decodings = {worker.id: _decoding(demand, worker) for worker in fleet.decode}
+    decodings = _decodings(demand, fleet.decode)
     alone = min(
         (_aggregated(demand, d, decodings[d.id][1]) for d in fleet.decode if d.prefills), key=_score, default=None
     )
@@ -183,10 +183,18 @@ def _aggregated(demand: Demand, decode: DecodeState, rest_s: float) -> Estimate:
     return Estimate("aggregated", decode.id, None, ttft_s, total_s, score_s)
 
 
-def _decoding(demand: Demand, decode: DecodeState) -> tuple[float, float]:
-    """Seconds of the first step, and of the steps after it at the mean context of the output."""
-    batch = decode.batch + 1
-    context = decode.context_tokens + demand.prompt_tokens
-    first_s = decode.cost.decode_s(batch, context)
-    mean_s = decode.cost.decode_s(batch, context + demand.output_tokens // 2)
-    return first_s, mean_s * max(0, demand.output_tokens - 1)
+def _decodings(demand: Demand, workers: tuple[DecodeState, ...]) -> dict[str, tuple[float, float]]:
+    """Worker -> seconds of the first step, and of the steps after it at the mean context of the output.
+
+    Neighbours in one state (all that are idle, say) are priced once.
+    """
+    found = {}
+    cost, batch, context, priced = None, -1, -1, (0.0, 0.0)
+    for worker in workers:
+        if worker.context_tokens != context or worker.batch != batch or worker.cost is not cost:
+            cost, batch, context = worker.cost, worker.batch, worker.context_tokens
+            full = context + demand.prompt_tokens
+            mean_s = cost.decode_s(batch + 1, full + demand.output_tokens // 2)
+            priced = cost.decode_s(batch + 1, full), mean_s * max(0, demand.output_tokens - 1)
+        found[worker.id] = priced
+    return found

@@ -397,5 +397,5 @@ async def test_kill_9_reaches_every_stream_and_every_waiter(tiny: ModelBundle) -
         with pytest.raises(WorkerLost):
             await answer(engine, (1, 2))
         async with asyncio.timeout(5):
-            while engine.batch or engine.waiting:  # slots in doubt are released once their erasure has failed too
+            while engine.batch or engine.waiting:
                 await asyncio.sleep(0.01)

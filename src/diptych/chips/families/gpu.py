@@ -7,7 +7,7 @@ import math
 from diptych.chips import gpu
 from diptych.chips.catalogue import Chip, Model
 from diptych.chips.fits import Fits, values
-from diptych.chips.stepcost import StepCost, shape
+from diptych.chips.stepcost import StepCost, shaped
 from diptych.chips.worker import MEMORY_SHARE, SPAN_TOKENS, Worker, kind_of, notes_of, price
 
 
@@ -26,7 +26,7 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
     step = gpu.decode_terms(s, 1.0, 1.0)
     mixed = gpu.mixed_terms(s, 2048.0)
     own = gpu.weighted(gpu.prefill_terms(s, 2048.0, 1.0), prefill) * alone
-    return StepCost(
+    cost = StepCost(
         prefill_fixed_s=(gpu.weighted(fixed, prefill) + weights * _shared_read(s)) * alone,
         prefill_token_s=max(gpu.weighted(per_token, prefill) * alone, peak_token_s),
         prefill_pair_s=pair_s * prefill.get("attention_flops", 1.0),
@@ -41,14 +41,17 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
         interference=min(1.0, gpu.weighted(mixed, values(coefficients.mixed)) / own) if coefficients.mixed else 1.0,
         kind=kind_of(chip, model, coefficients, *([chip.links.scale_up] if worker.chips > 1 else [])),
         notes=notes_of(chip, coefficients),
-        **shape(g),
     )
+    return shaped(cost, g)
 
 
 def _alone(coefficients: Fits) -> dict[str, float]:
     """Exponents x factors for one request alone (concurrency is counted against 16) on the best-known engine."""
     found = values(coefficients.factors)
-    return {"concurrency": found.get("concurrency", 0.0) * math.log(1.0 / 16.0), "vllm": found.get("vllm", 0.0)}
+    return {
+        "concurrency": found.get("concurrency", 0.0) * math.log(1.0 / 16.0),
+        "vllm": found.get("vllm", 0.0),
+    }
 
 
 def _shared_read(s: gpu.Setup) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diptych.chips import gpu
 from diptych.chips.catalogue import Chip, Model
 from diptych.chips.fits import Fits, values
-from diptych.chips.stepcost import StepCost, shape
+from diptych.chips.stepcost import StepCost, shaped
 from diptych.chips.worker import MEMORY_SHARE, SPAN_TOKENS, Worker, kind_of, notes_of, price, weight_bytes
 
 
@@ -23,7 +23,7 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
     link = chip.links.scale_up
     exchanged = worker.chips > 1 and link.known
     exchange_s = prefill["exchange"] * 4.0 * g.layers * g.hidden / link.si if exchanged else 0.0
-    return StepCost(
+    cost = StepCost(
         prefill_fixed_s=prefill["layer"] * g.layers,
         prefill_token_s=2.0 * (g.active_params - g.hidden * g.vocab) * flop_s + exchange_s,
         prefill_pair_s=2.0 * g.pair_width * flop_s,
@@ -35,5 +35,5 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
         cost_per_hour=price(worker),
         kind=kind_of(chip, model, coefficients),
         notes=notes_of(chip, coefficients),
-        **shape(g),
     )
+    return shaped(cost, g)

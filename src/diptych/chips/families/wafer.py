@@ -5,7 +5,7 @@ from __future__ import annotations
 from diptych.chips import gpu
 from diptych.chips.catalogue import Chip, Model
 from diptych.chips.fits import Fits, values
-from diptych.chips.stepcost import StepCost, shape
+from diptych.chips.stepcost import StepCost, shaped
 from diptych.chips.worker import SPAN_TOKENS, Worker, price, weight_bytes
 
 
@@ -22,7 +22,7 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
     a_token = g.kv_bytes(SPAN_TOKENS, precision.kv_bytes) / SPAN_TOKENS
     share = worker.prefill_share
     flop_s = 1.0 / (peak * share) if share else float("inf")
-    return StepCost(
+    cost = StepCost(
         prefill_fixed_s=floor_s + (wafers - 1) * chip.wafer.hop.si if share else float("inf"),
         prefill_token_s=2.0 * (g.active_params - g.hidden * g.vocab) * flop_s,
         prefill_pair_s=2.0 * g.pair_width * flop_s,
@@ -33,5 +33,5 @@ def build(worker: Worker, chip: Chip, model: Model, coefficients: Fits) -> StepC
         cost_per_hour=price(worker),
         kind="assumed",
         notes=("the wafer's prefill rate is unpublished and therefore swept",),
-        **shape(g),
     )
+    return shaped(cost, g)

@@ -227,7 +227,9 @@ class LlamaCppDecode:
         """Erases and releases a slot. The server waits with it for the end of what still runs there."""
         try:
             await self._server.client.slot(slot.index, "erase")
-        except (WorkerError, InvalidRequest) as error:
+        except WorkerLost:
+            pass  # nobody will use the slots of this server again
+        except (EngineError, InvalidRequest) as error:
             log.warning("slot %d was not erased: %s", slot.index, error)
         finally:
             self._slots.release(slot)

@@ -13,10 +13,13 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 WARNINGS = 2
+LOG_DELAY_S = 0.5
+"""llama.cpp's log is written by a thread of its own, and an exit does not wait for it."""
 
 
 def main() -> None:
@@ -68,6 +71,7 @@ def serve(options: dict[str, Any]) -> Any:
     try:
         return xl.Server(params)
     except RuntimeError as error:
+        time.sleep(LOG_DELAY_S)
         sys.exit(f"xllamacpp: {error}")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ class ServerProcess:
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path, api_key: str) -> None:
         self._process, self._log = process, log
+        # Popen's own kill() polls first and can take the exit status away from asyncio's watcher
+        self._handle = os.pidfd_open(process.pid)
         self.address, self.api_key = "", api_key
 
     @property
@@ -66,8 +70,11 @@ class ServerProcess:
 
     async def stop(self) -> None:
         """Kills the child, which has nothing to save, and waits until it is gone."""
-        if self._process.returncode is None:
-            self._process.kill()
+        if self._handle >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            os.close(self._handle)
+            self._handle = -1
         await self._process.wait()
         self._log.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from diptych import errors
 from diptych.gateway.event_stream import exception_frame
-from diptych.gateway.refusals import MethodNotAllowed, NotFound
+from diptych.gateway.refusals import Forbidden, MethodNotAllowed, NotFound, Throttled
 from diptych.gateway.responses import json_response, to_json
 
 
@@ -37,6 +37,8 @@ _ORIGIN = "http://internal.amazon.com/coral/com.amazon.bedrock/"
 
 def failure_of(error: Exception) -> Failure:
     """The exception that Bedrock has for ``error``; an internal one where the tree knows no better."""
+    if isinstance(error, Forbidden):
+        return Failure(error.status, error.code, "validationException")
     return next((failure for kind, failure in _TABLE if isinstance(error, kind)), _INTERNAL)
 
 
@@ -46,7 +48,7 @@ def message_of(error: Exception) -> str:
         return "The provided model identifier is invalid."
     if isinstance(error, errors.ContextExceeded):
         return f"Input is too long for requested model. {error}"
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded) and not isinstance(error, Throttled):
         return "Too many requests, please wait before trying again."
     if isinstance(error, errors.DiptychError):
         return str(error)

@@ -20,9 +20,8 @@ from diptych.gateway.bedrock.families.schema import Asked, Schema
 from diptych.gateway.bedrock.shapes import ConverseBody, count_tokens_decoder, decoder
 from diptych.gateway.bedrock.stream import MEDIA_TYPE, converse_events
 from diptych.gateway.bedrock.toolconfig import toolbox_of
-from diptych.gateway.catalog import find_model
 from diptych.gateway.generation import Generation
-from diptych.gateway.intake import parse, read_body
+from diptych.gateway.intake import parse
 from diptych.gateway.ports import ServedModel
 from diptych.gateway.refusals import MalformedBody
 from diptych.gateway.responses import EventStream, json_response
@@ -50,8 +49,8 @@ def _model_id(call: Call) -> str:
 
 
 async def _read(call: Call) -> tuple[ServedModel, bytes]:
-    raw = await read_body(call.http, call.gateway.limits)
-    return find_model(call.gateway.service.models(), _model_id(call)), raw
+    raw = await call.body()
+    return call.model(_model_id(call)), raw
 
 
 async def _in_bedrocks_words(work: Awaitable[Result]) -> Result:
@@ -69,7 +68,7 @@ async def _begin(call: Call, operation: str) -> tuple[Generation, ConverseBody]:
     model, raw = await _read(call)
     body = parse(raw, decoder)
     request, reader = await converse_request(body, model, call.id, operation)
-    return Generation(call.gateway.service, model, request, reader), body
+    return call.generation(model, request, reader), body
 
 
 async def converse(call: Call) -> Response:
@@ -100,7 +99,7 @@ async def _invoked(call: Call, operation: str, *, streams: bool) -> tuple[Genera
     asked = Asked(model, _model_id(call), call.id, operation, streams, serving)
     schema = schema_of(asked.model_id)
     request, reader = await schema.request(raw, asked)
-    return Generation(call.gateway.service, model, request, reader), schema, serving
+    return call.generation(model, request, reader), schema, serving
 
 
 async def invoke_model(call: Call) -> Response:

@@ -168,8 +168,8 @@ async def _choice_events(generation: Generation, common: dict[str, Any], index: 
     offset = 0
     async with aclosing(generation.pieces()) as pieces:
         async for parts, chances in pieces:
-            text = "".join(part for part in parts if isinstance(part, str))
-            if text or chances:
+            texts = [part for part in parts if isinstance(part, str)]
+            for text in ["".join(texts)] if chances else texts:
                 yield _event({**common, "choices": [_choice(generation, index, text, chances, None, offset)]})
                 offset += len(text)
     yield _event({**common, "choices": [_choice(generation, index, "", (), finish_reason(generation), offset)]})

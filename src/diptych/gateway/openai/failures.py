@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from diptych import errors
 from diptych.gateway.openai.parameters import InvalidParameter
-from diptych.gateway.refusals import BodyTimeout, BodyTooLarge, MethodNotAllowed, NotFound
+from diptych.gateway.refusals import BodyTimeout, BodyTooLarge, Forbidden, MethodNotAllowed, ModelForbidden, NotFound
 from diptych.gateway.responses import json_response, to_json
 
 
@@ -19,6 +19,8 @@ class Failure(msgspec.Struct, frozen=True):
     code: str | None = None
 
 
+_NO_ACCESS = Failure(403, "invalid_request_error", "model_not_allowed")
+_UNAUTHORIZED = Failure(401, "invalid_request_error", "invalid_api_key")
 _INTERNAL = Failure(500, "server_error")
 _TABLE: tuple[tuple[type[Exception], Failure], ...] = (
     (errors.ModelNotFound, Failure(404, "invalid_request_error", "model_not_found")),
@@ -36,6 +38,8 @@ _TABLE: tuple[tuple[type[Exception], Failure], ...] = (
 
 def failure_of(error: Exception) -> Failure:
     """OpenAI's class of ``error``; a server error where the tree knows no better."""
+    if isinstance(error, Forbidden):
+        return _NO_ACCESS if isinstance(error, ModelForbidden) else _UNAUTHORIZED
     return next((failure for kind, failure in _TABLE if isinstance(error, kind)), _INTERNAL)
 
 

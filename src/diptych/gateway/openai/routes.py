@@ -10,8 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from diptych.gateway.catalog import find_model
-from diptych.gateway.generation import Generation
-from diptych.gateway.intake import parse, read_body
+from diptych.gateway.intake import parse
 from diptych.gateway.openai.answers import chat_answer, chat_events
 from diptych.gateway.openai.chat import chat_generations, chat_request
 from diptych.gateway.openai.completions import completion_answer, completion_events, completion_generations
@@ -47,7 +46,7 @@ def named_model(call: Call, name: str | None) -> ServedModel:
     """The model that a body names. Raises InvalidParameter or ModelNotFound."""
     if name is None:
         raise InvalidParameter("model", "'model' is missing. Name a model; GET /v1/models lists them.")
-    return find_model(call.gateway.service.models(), name)
+    return call.model(name)
 
 
 def class_of(tier: str | None) -> ServingClass:
@@ -67,9 +66,10 @@ def _streamed(call: Call, events: AsyncGenerator[bytes, None]) -> EventStream:
 
 async def chat_completions(call: Call) -> Response:
     gateway = call.gateway
-    body = parse(await read_body(call.http, gateway.limits), decoder)
+    body = parse(await call.body(), decoder)
     model, asked = named_model(call, body.model), class_of(body.service_tier)
     generations = await chat_generations(gateway.service, body, model, call.id, "ChatCompletions", asked)
+    call.begin(generations)
     if body.stream:
         return _streamed(call, chat_events(generations, call.created, body))
     answer = chat_answer(generations, call.created, body)
@@ -78,8 +78,9 @@ async def chat_completions(call: Call) -> Response:
 
 async def completions(call: Call) -> Response:
     gateway = call.gateway
-    body = parse(await read_body(call.http, gateway.limits), completion_decoder)
+    body = parse(await call.body(), completion_decoder)
     generations = await completion_generations(gateway.service, body, named_model(call, body.model), call.id)
+    call.begin(generations)
     if body.stream:
         return _streamed(call, completion_events(generations, call.created, body))
     answer = completion_answer(generations, call.created, body)
@@ -88,10 +89,10 @@ async def completions(call: Call) -> Response:
 
 async def responses(call: Call) -> Response:
     gateway = call.gateway
-    body = parse(await read_body(call.http, gateway.limits), responses_decoder)
+    body = parse(await call.body(), responses_decoder)
     model, asked = named_model(call, body.model), class_of(body.service_tier)
     request, reader = await chat_request(as_chat(body), model, call.id, "Responses", asked)
-    generation = Generation(gateway.service, model, request, reader())
+    generation = call.generation(model, request, reader())
     if body.stream:
         return _streamed(call, response_events(generation, call.created, body))
     parts, _ = await gateway.in_flight.run(call.http.receive, generation.whole())

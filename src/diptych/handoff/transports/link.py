@@ -19,7 +19,7 @@ from diptych.handoff.region import Bytes
 from diptych.handoff.transports import wire
 
 CONNECTIONS = 2
-WINDOW_BYTES = 16 << 20
+WINDOW_BYTES = 32 << 20
 RESEND_S = 1.0
 LOST_S = 10.0
 _HELLO_RETRY_S = 0.5

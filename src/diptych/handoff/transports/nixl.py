@@ -20,20 +20,25 @@ from diptych.handoff.transports.remote import RemoteDoor, RemoteTransport, Run
 
 class Transport(RemoteTransport):
     def __init__(self, key: bytes, backend: str = "UCX") -> None:
-        super().__init__(key, NixlMover(backend))
+        super().__init__(key, NixlMover(backend, passive=False))
 
 
 class Door(RemoteDoor):
     def __init__(self, landing: Landing, key: bytes, host: str = "127.0.0.1", *, backend: str = "UCX") -> None:
-        super().__init__("nixl", landing, key, host, NixlMover(backend))
+        super().__init__("nixl", landing, key, host, NixlMover(backend, passive=True))
 
 
 class NixlMover:
     """One agent. Its metadata travel inside signed tickets, so only the fleet's own are ever loaded."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, *, passive: bool) -> None:
+        """``passive``: others write here at any time, so a thread of NIXL's must look for them; a writer looks
+        when it asks whether it is done, and leaves the cores to the engine.
+        """
         logging.getLogger("nixl").setLevel(logging.WARNING)
-        self._agent: Any = nixl_agent(secrets.token_hex(8), nixl_agent_config(backends=[backend]))
+        self._agent: Any = nixl_agent(
+            secrets.token_hex(8), nixl_agent_config(enable_prog_thread=passive, backends=[backend])
+        )
         self._registered: list[Any] = []
 
     def expose(self, memory: Bytes) -> str:

@@ -28,6 +28,7 @@ from diptych.handoff.transports.link import Conversation, Links
 
 FRAME_BYTES = 4 << 20
 _POLL_S = 0.0002
+_ANNOUNCE_S = 0.1
 
 Run = tuple[int, int, int]
 """(local address, remote address, bytes)."""
@@ -130,7 +131,9 @@ class _Channel(Conversation):
         self._region = Region(ticket.form, np.empty(0, np.uint8), ticket.tokens)
         self._buffer: Bytes | None = None
         self._flying: dict[int, tuple[Any, Bytes]] = {}
+        self._landed: list[int] = []
         self._placed: dict[int, wire.Placed] = {}
+        self._announced = time.monotonic()
         super().__init__(owner.links, place.socket, signed, FRAME_BYTES)
 
     def buffer(self, needed: int) -> Bytes:
@@ -150,14 +153,17 @@ class _Channel(Conversation):
         self._buffer = None
 
     def again(self, seq: int) -> None:
-        if seq not in self._flying:
+        if seq not in self._flying and seq not in self._landed:
             self.send(seq, self._placed[seq])
 
     def settled(self, seq: int) -> None:
         del self._placed[seq]
 
     def listen(self, timeout_s: float) -> None:
+        """Announces what has landed when somebody waits for it, and now and then: each message wakes the receiver."""
         self._land()
+        if timeout_s or time.monotonic() - self._announced > _ANNOUNCE_S:
+            self._announce()
         super().listen(0.0 if self._flying else timeout_s)
         if self._flying and timeout_s:
             time.sleep(_POLL_S)
@@ -174,4 +180,10 @@ class _Channel(Conversation):
             if self._owner.mover.done(handle):
                 del self._flying[seq]
                 self._owner.give_buffer(buffer)
-                self.send(seq, self._placed[seq])
+                self._landed.append(seq)
+
+    def _announce(self) -> None:
+        for seq in self._landed:
+            self.send(seq, self._placed[seq])
+        self._landed.clear()
+        self._announced = time.monotonic()

@@ -14,7 +14,7 @@ from diptych.handoff.transports import wire
 from diptych.handoff.transports.door import SocketDoor
 from diptych.handoff.transports.link import Conversation, Links
 
-FRAME_BYTES = 1 << 20
+FRAME_BYTES = 4 << 20
 
 
 class Transport:

@@ -43,7 +43,10 @@ def judge_wafer() -> list[Score]:
     fitted = [p for p in points if p.role == "fit"]
     found = fit_wafer(fitted)
     scores = []
-    for role, metric, target in (("judge", "decode tok/s", WAFER_TARGET), ("print", "decode, out of family", None)):
+    for role, metric, target in (
+        ("judge", "decode tok/s", WAFER_TARGET),
+        ("print", "decode, out of family", None),
+    ):
         pairs = []
         for point in (p for p in points if p.role == role):
             (one, layers), hops_s, _ = wafer_row(point)
@@ -78,7 +81,10 @@ def _held(rows: list[list[float]], seconds: list[float]) -> list[float]:
     found = fit_positive(rows, seconds)
     if found[1] >= 1.0:
         return found
-    return [*fit_positive([[row[0]] for row in rows], [s - row[1] for row, s in zip(rows, seconds, strict=True)]), 1.0]
+    return [
+        *fit_positive([[row[0]] for row in rows], [s - row[1] for row, s in zip(rows, seconds, strict=True)]),
+        1.0,
+    ]
 
 
 def judge_trainium() -> list[Score]:
@@ -87,7 +93,10 @@ def judge_trainium() -> list[Score]:
     tpot, ttft = fit_trainium(fitted)
     steps = [(_dot(tpot, trainium_tpot_terms(p)), p.tpot.si) for p in judged]
     first = [
-        (_dot(ttft, trainium_ttft_terms(p)) + PREFILL_LAYER_S * catalogue.model(p.model).geometry.layers, p.ttft.si)
+        (
+            _dot(ttft, trainium_ttft_terms(p)) + PREFILL_LAYER_S * catalogue.model(p.model).geometry.layers,
+            p.ttft.si,
+        )
         for p in judged
     ]
     names = "gpt-oss TP16, Seed-OSS TP8 and TP16"

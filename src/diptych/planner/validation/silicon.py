@@ -85,14 +85,20 @@ def _row(record: dict[str, str]) -> tuple[Row | None, str]:
         model.id, setup, record["backend"], _concurrency(record, dp), float(record["isl"]), float(record["osl"]),
         float(record["silicon_ttft_ms"]) / 1e3, float(record["silicon_tpot_ms"]) / 1e3,
     )  # fmt: skip
+    reason = _unusable(row)
+    return (None, reason) if reason else (row, "")
+
+
+def _unusable(row: Row) -> str:
+    """The rule that leaves the row out, or nothing."""
     if not (math.isfinite(row.ttft_s) and row.ttft_s > 0 and math.isfinite(row.tpot_s) and row.tpot_s > 0):
-        return None, "no time"
-    room = setup.kv_room_tokens(context=row.isl + row.osl)
+        return "no time"
+    room = row.setup.kv_room_tokens(context=row.isl + row.osl)
     if row.concurrency * (row.isl + row.osl) > 0.9 * room:
-        return None, "KV need above 0.9 of capacity"
+        return "KV need above 0.9 of capacity"
     if row.ttft_s > 0.1 * row.osl * row.tpot_s:
-        return None, "saturated: TTFT above 10 % of osl x TPOT"
-    return row, ""
+        return "saturated: TTFT above 10 % of osl x TPOT"
+    return ""
 
 
 def _format(model: str, record: dict[str, str]) -> gpu.Format | None:
@@ -188,7 +194,13 @@ def _scores(
     whole = score("gpu_silicon", f"{metric}, leave one model out", everything, fit_rows=rows, target=target,
                   excluded=excluded)  # fmt: skip
     models = [
-        score("gpu_silicon", f"{metric}, {model} held out", pairs, fit_rows=rows - len(pairs), target=model_target)
+        score(
+            "gpu_silicon",
+            f"{metric}, {model} held out",
+            pairs,
+            fit_rows=rows - len(pairs),
+            target=model_target,
+        )
         for model, pairs in found.items()
     ]
     return [whole, *models]

@@ -1,0 +1,91 @@
+"""What of Bedrock's API is served, member by member: the table behind ``docs/bedrock.md``. Pure.
+
+The members are botocore's; here stands only what we do with them. A member that is not named is honoured, so a new
+one in botocore's model must be looked at: the document goes stale, and its test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "bedrock-runtime": (
+        "Converse", "ConverseStream", "InvokeModel", "InvokeModelWithResponseStream", "CountTokens",
+    ),
+    "bedrock": (
+        "ListFoundationModels", "GetFoundationModel", "GetFoundationModelAvailability", "ListInferenceProfiles",
+        "GetInferenceProfile", "GetModelInvocationLoggingConfiguration", "ListGuardrails", "ListCustomModels",
+        "ListImportedModels", "ListPromptRouters", "ListProvisionedModelThroughputs",
+        "ListMarketplaceModelEndpoints", "ListCustomModelDeployments",
+    ),
+}  # fmt: skip
+
+REFUSED = "refused with ValidationException"
+IGNORED = "accepted, without effect"
+
+_CONVERSE = {
+    "guardrailConfig": REFUSED,
+    "promptVariables": REFUSED,
+    "requestMetadata": IGNORED,
+    "outputConfig.effort": REFUSED,
+    "messages.content.image": REFUSED,
+    "messages.content.document": REFUSED,
+    "messages.content.video": REFUSED,
+    "messages.content.audio": REFUSED,
+    "messages.content.citationsContent": REFUSED,
+    "messages.content.searchResult": REFUSED,
+    "messages.content.toolAddition": REFUSED,
+    "messages.content.toolRemoval": REFUSED,
+    "messages.content.cachePoint": IGNORED,
+    "messages.content.reasoningContent": IGNORED,
+    "system.cachePoint": IGNORED,
+    "toolConfig.tools.systemTool": REFUSED,
+    "toolConfig.tools.cachePoint": IGNORED,
+    "additionalModelRequestFields": "top_k, min_p, seed, presence_penalty, frequency_penalty, ignore_eos; no others",
+    "additionalModelResponseFieldPaths": "/stop_sequence; others ignored",
+    "serviceTier": "echoed; priority may use the pair",
+    "performanceConfig": "optimized may use the pair; what was served is echoed",
+}
+_INVOKE = {
+    "guardrailIdentifier": REFUSED,
+    "guardrailVersion": IGNORED,
+    "trace": IGNORED,
+    "accept": IGNORED,
+    "contentType": IGNORED,
+    "requestMetadata": IGNORED,
+}
+
+MEMBERS: dict[str, Mapping[str, str]] = {
+    "Converse": _CONVERSE,
+    "ConverseStream": _CONVERSE,
+    "InvokeModel": _INVOKE,
+    "InvokeModelWithResponseStream": _INVOKE,
+    "CountTokens": {"input.converse.additionalModelRequestFields": IGNORED},
+}
+"""What is done with a member, by its path. Lists add nothing to a path."""
+
+_OPENED = frozenset({
+    "messages", "messages.content", "system", "inferenceConfig", "toolConfig", "toolConfig.tools",
+    "toolConfig.toolChoice", "outputConfig", "outputConfig.textFormat", "input", "input.converse", "input.invokeModel",
+})  # fmt: skip
+"""Members whose own members are listed."""
+
+
+def request_members(shape: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, shape) of the request's members, opened as far as the document goes."""
+    for name, member in shape.members.items():
+        here = f"{path}.{name}" if path else name
+        yield here, member
+        inner = member.member if member.type_name == "list" else member
+        if here in _OPENED and inner.type_name == "structure":
+            yield from request_members(inner, here)
+
+
+def treatment(operation: str, path: str) -> str:
+    """What is done with a member of an operation's request."""
+    known = MEMBERS.get(operation, {})
+    if path in known:
+        return known[path]
+    empty_list = operation.startswith("List") and operation not in ("ListFoundationModels", "ListInferenceProfiles")
+    return IGNORED if empty_list else "honoured"
