@@ -106,7 +106,8 @@ def test_everything_goes_with_the_supervisor(tmp_path: Path, tiny_gguf: Path) ->
         assert len(family) == 5
         fleet.stop(signal.SIGKILL)
         until(lambda: not any(map(running, family)), WITHIN_S, "every process has ended")
-    until(lambda: not fleet.rundir.exists(), 2, "nothing is left in shared memory")
+    left = sorted(str(path) for path in fleet.rundir.rglob("*")) if fleet.rundir.exists() else []
+    assert not fleet.rundir.exists(), f"left in shared memory: {left}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

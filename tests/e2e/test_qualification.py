@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,13 @@ from diptych.models.weights import DEFAULT_MODEL
 from diptych.serving import find_model
 from diptych.startup import qualify
 from support import sabotage
-from support.inprocess import Workers, generate, service_over, settings_for
+from support.inprocess import PAIR, Workers, generate, service_over, settings_for
 from support.sabotage import Sabotaged
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
-CANARIES = (48, 96, 160)
+FEW = (48, 96, 160)
+ENOUGH = (40, 48, 64, 72, 80, 96, 104, 112, 128, 160)  # where one near-tie does not decide over agreement
 BROKEN = {
     "no RoPE re-pairing": (None, Rope(pairing="interleaved")),
     "K and V swapped": (sabotage.swapped, None),
@@ -46,15 +47,15 @@ class Bench:
         self.engine = TorchPrefill(self.bundle, TorchConfig(threads=2))
         self.decode = Workers(self.bundle, settings, folder)
 
-    async def verdict(self, engine: Sabotaged) -> Verdict:
-        """Through both real workers, over a few canaries, by the thresholds of every qualification."""
+    async def verdict(self, engine: Sabotaged, lengths: Sequence[int] = FEW) -> Verdict:
+        """Through both real workers, over canaries of these lengths, by the thresholds of every qualification."""
         prefill = Workers(self.bundle, self.settings, self.folder)
         prefill.start_prefill(engine)
         peers = [Peer(name, at, self.settings.deadlines, lambda: None) for name, at in prefill.addresses.items()]
         try:
             for peer in peers:
                 await peer.ready(30)
-            prompts = [canary_prompts.raw_canary(self.chat, tokens, 900 + tokens) for tokens in CANARIES]
+            prompts = [canary_prompts.raw_canary(self.chat, tokens, 900 + tokens) for tokens in lengths]
             return await qualify(*peers, prompts, self.settings.deadlines, lambda: None)
         finally:
             for peer in peers:
@@ -74,9 +75,9 @@ async def bench() -> AsyncGenerator[Bench, None]:
 
 
 async def test_unbroken_passes(bench: Bench) -> None:
-    verdict = await bench.verdict(Sabotaged(bench.engine))
+    verdict = await bench.verdict(Sabotaged(bench.engine), ENOUGH)
     assert verdict.passed, verdict
-    assert verdict.canaries == len(CANARIES)
+    assert verdict.canaries == len(ENOUGH)
     assert 0 < verdict.kl_mean < 0.015
     print(verdict)
 
@@ -87,7 +88,7 @@ async def test_broken_is_caught(bench: Bench, what: str) -> None:
     verdict = await bench.verdict(Sabotaged(bench.engine, wrong, rope))
     print(what, verdict)
     assert not verdict.passed, verdict
-    assert verdict.canaries == len(CANARIES), "every canary was measured"
+    assert verdict.canaries == len(FEW), "every canary was measured"
     assert verdict.failures
 
 
@@ -104,7 +105,7 @@ async def test_a_broken_pair_is_not_used(tiny_gguf: Path, tmp_path: Path) -> Non
                 async with service_over(workers, cache) as service:
                     assert len(service.router.links) == links
                     prompt = canary_prompts.raw_canary(service.models()[0].chat, 900, 1)
-                    output = await generate(service, prompt, 8, None)
+                    output = await generate(service, prompt, 8, PAIR if links else None)
                     assert output.record.placement == ("disaggregated" if links else "aggregated")
                     assert output.record.kv_tokens == (899 if links else 0)
             finally:

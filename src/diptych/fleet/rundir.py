@@ -52,7 +52,7 @@ class RunDir:
 
 def leave(directory: Path, owner: int) -> None:
     """A worker's last act: where the owner is gone, nobody else removes ``directory`` and the socket beside it."""
-    if os.getppid() == owner:
+    if not _gone(owner):
         return
     shutil.rmtree(directory, ignore_errors=True)
     directory.with_suffix(".sock").unlink(missing_ok=True)
@@ -64,5 +64,15 @@ def sweep() -> None:
     """Removes the folders of owners that are no longer there."""
     for path in _base().glob(f"diptych-{os.getuid()}-*"):
         owner = re.fullmatch(r"diptych-\d+-(\d+)", path.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists():
+        if owner and _gone(int(owner[1])):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process has ended. One that was killed keeps its pid, and its children, until its last thread has
+    ended and somebody has waited for it; its first thread is a zombie by then."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
