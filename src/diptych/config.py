@@ -133,6 +133,12 @@ class FleetSettings(Frozen, frozen=True):
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"worker ids must differ; {', '.join(twice)} is used twice")
+        for worker in self.decode:
+            if worker.n_batch < worker.slots:
+                raise ValueError(
+                    f"{worker.id}: n_batch = {worker.n_batch} is less than its {worker.slots} slots, of which each "
+                    "needs a token of every batch"
+                )
         if not self.decode:
             raise ValueError("at least one [[decode]] worker is needed")
 

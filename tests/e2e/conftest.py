@@ -38,18 +38,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     running.stop()
 
 
-def tiny_settings(gguf: Path, mode: str = "opt-in", decode: str = "") -> str:
-    """A fleet in which whatever may use the pair does so: a small n_batch makes decode alone slow at reading."""
+def tiny_settings(gguf: Path, slots: int = 2) -> str:
+    """A fleet in which whatever asks for the pair gets it: a batch of one token a slot makes decode alone slow to read."""
     return f"""
 [model]
 source = "{gguf}"
 aliases = ["any"]
 [routing]
-mode = "{mode}"
+mode = "opt-in"
 [[prefill]]
 [[decode]]
-n_batch = 8
-{decode}
+slots = {slots}
+n_batch = {slots}
 """
 
 

@@ -77,6 +77,7 @@ WRONG_FILES = {
     "out of range": ("[[decode]]\nslots = 0\n", ":2: Expected `int` >= 1"),
     "wrong choice": ('[routing]\nmode = "fast"\n', "Invalid enum value 'fast'"),
     "same id twice": ('[[decode]]\nid = "prefill-0"\n', "used twice"),
+    "batch below slots": ("[[decode]]\nn_batch = 4\n", "less than its 8 slots"),
     "no decode": ("decode = []\n", "at least one [[decode]]"),
     "unknown engine": ('[[prefill]]\nengine = "abacus"\n', "Invalid enum value 'abacus'"),
 }

@@ -25,7 +25,7 @@ WITHIN_S = 5.0
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("victim"), tiny_settings(tiny_gguf))
+    fleet = Fleet(tmp_path_factory.mktemp("victim"), tiny_settings(tiny_gguf, slots=8))
     yield fleet
     fleet.stop()
 
@@ -99,7 +99,7 @@ def test_the_gateway(victim: Fleet, references: dict[int, Reference]) -> None:
 
 
 def test_everything_goes_with_the_supervisor(tmp_path: Path, tiny_gguf: Path) -> None:
-    fleet = Fleet(tmp_path, tiny_settings(tiny_gguf))
+    fleet = Fleet(tmp_path, tiny_settings(tiny_gguf, slots=8))
     with Load(fleet.url, NUMBERS, WORDS, OUTPUT, CLIENTS) as load:
         until(lambda: len(load.done) >= CLIENTS, 30, "the load runs")
         family = fleet.descendants()
@@ -112,7 +112,7 @@ def test_everything_goes_with_the_supervisor(tmp_path: Path, tiny_gguf: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(tmp_path: Path, tiny_gguf: Path, number: signal.Signals) -> None:
-    fleet = Fleet(tmp_path, tiny_settings(tiny_gguf))
+    fleet = Fleet(tmp_path, tiny_settings(tiny_gguf, slots=8))
     family = fleet.descendants()
     asked = ask(fleet.url, 0, WORDS, 8, pair=True)
     assert asked.finish == "length"
@@ -126,7 +126,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, tiny_gguf: Path, number: sign
 
 def test_a_signal_under_load(tmp_path: Path, tiny_gguf: Path) -> None:
     """Streams that take longer than the grace period end with an error event; then all ends in order."""
-    fleet = Fleet(tmp_path, tiny_settings(tiny_gguf))
+    fleet = Fleet(tmp_path, tiny_settings(tiny_gguf, slots=8))
     family = fleet.descendants()
     with Load(fleet.url, NUMBERS, WORDS, 2000, 8) as load:
         until(lambda: len(fleet.records()) >= 8, 10, "the load runs")

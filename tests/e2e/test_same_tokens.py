@@ -98,6 +98,17 @@ async def test_router_mixes_both_ways(tiny: Service) -> None:
     assert any(output.record.placement == "disaggregated" for output in outputs)
 
 
+@pytest.mark.parametrize("tokens", [2, 3, 64, 65, 257, 2558, 2559])
+async def test_every_length(tiny: Service, tokens: int) -> None:
+    """From one token handed over to all that the context holds but one."""
+    (prompt,) = prompts(tiny, [tokens], 70_000 + tokens)
+    room = min(8, 2560 - tokens)
+    alone = await generate(tiny, prompt, room, ALONE, gaps=True)
+    pair = await generate(tiny, prompt, room, PAIR)
+    handed_over(pair, prompt)
+    same(alone.reference, pair.tokens)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 async def test_greedy_in_full(real: Service, report: list[str]) -> None:
