@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.fleet import Fleet
+from support.load import ask
 from support.tiny import plain_tiny
 
 _USERS_CACHE = os.environ.get("XDG_CACHE_HOME")  # as it is before the run gets a cache of its own
@@ -39,7 +40,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 def tiny_settings(gguf: Path, slots: int = 2) -> str:
-    """A fleet in which whatever asks for the pair gets it: a batch of one token a slot makes decode alone slow to read."""
+    """A fleet whose pair has a clear lead where it may be used: a batch of one token a slot slows decode alone down."""
     return f"""
 [model]
 source = "{gguf}"
@@ -53,10 +54,17 @@ n_batch = {slots}
 """
 
 
+def learn(fleet: Fleet) -> None:
+    """Lets the router see what decode alone takes for long prompts: at start-up it was told of short ones."""
+    for number in range(4):
+        ask(fleet.url, 7000 + number, 50 * (number + 1), 2, pair=False)
+
+
 @pytest.fixture(scope="package")
 def tiny_fleet(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator[Fleet]:
     """`diptych serve` with a tiny model; `service_tier: priority` goes to the pair, all else to decode alone."""
     running = Fleet(tmp_path_factory.mktemp("tiny-fleet"), tiny_settings(tiny_gguf))
+    learn(running)
     yield running
     running.stop()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.conftest import tiny_settings
+from e2e.conftest import learn, tiny_settings
 from support.fleet import Fleet, proven, running, until
 from support.likeness import Reference, same
 from support.load import Asked, Load, ask, reference
@@ -26,6 +26,7 @@ WITHIN_S = 5.0
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator[Fleet]:
     fleet = Fleet(tmp_path_factory.mktemp("victim"), tiny_settings(tiny_gguf, slots=8))
+    learn(fleet)
     yield fleet
     fleet.stop()
 

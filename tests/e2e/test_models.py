@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diptych.models.tiny import ARCHITECTURES, Architecture
-from e2e.conftest import tiny_settings
+from e2e.conftest import learn, tiny_settings
 from support.fleet import Fleet, proven, run
 from support.likeness import same
 from support.load import ask, reference
@@ -22,6 +22,7 @@ def test_served(tmp_path: Path, architecture: Architecture) -> None:
     gguf = plain_tiny(tmp_path / f"{architecture}.gguf", architecture)
     fleet = Fleet(tmp_path, tiny_settings(gguf))
     try:
+        learn(fleet)
         alone = [reference(fleet.url, number, 60, 48) for number in range(12)]  # more than slots: none is kept
         for number in range(4):
             asked = ask(fleet.url, number, 60, 48, pair=True)
