@@ -79,7 +79,7 @@ class PrefillSettings(Frozen, frozen=True):
     prefix_cache_mb: Annotated[int, Meta(ge=0)] = 128
     active_prompts: Count = 4
     spin: int = 2000
-    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
 
 
 class DecodeSettings(Frozen, frozen=True):
