@@ -21,6 +21,12 @@ def test_a_negative_term_is_dropped_rather_than_extrapolated() -> None:
     assert b > 0
 
 
+def test_a_bend_that_is_noise_is_not_extrapolated() -> None:
+    a, b, c, _ = fit_prefill([(24, 0.010), (96, 0.011), (288, 0.040)])
+    assert c == 0.0
+    assert a + b * 288 == pytest.approx(0.040)
+
+
 def test_two_points_and_one_point_still_give_a_line() -> None:
     a, b, c, _ = fit_prefill([(10, 0.1), (20, 0.2)])
     assert (a + b * 30, c) == (pytest.approx(0.3), 0.0)

@@ -102,4 +102,6 @@ def fit_prefill(points: Sequence[tuple[int, float]]) -> tuple[float, float, floa
             break
         keep.remove(negative[-1])
     a, b, c = (float(found[keep.index(column)]) if column in keep else 0.0 for column in range(3))
+    if c * tokens.max() > b / 2:  # noise: extrapolated, it would price long prompts out of a worker for good
+        return fit_prefill(((int(tokens.min()), float(seconds.min())), (int(tokens.max()), float(seconds.max()))))
     return a, b, c, 2 * c
