@@ -169,7 +169,7 @@ def together(
 @bench.command()
 def interference(
     json_file: Json = None,
-    runs: Annotated[int, typer.Option(min=1)] = 3,
+    runs: Annotated[int, typer.Option(min=1)] = 2,
     config_file: Config = None,
     model: Model = None,
     gguf: Gguf = None,

@@ -69,7 +69,10 @@ class ModelSettings(Frozen, frozen=True):
 
 
 class PrefillSettings(Frozen, frozen=True):
-    """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep."""
+    """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep.
+
+    ``nice`` is how far it gives way to decode on the same cores, from 0 (not at all) to 19.
+    """
 
     id: WorkerId = "prefill-0"
     engine: Literal["torch"] = "torch"
@@ -79,7 +82,7 @@ class PrefillSettings(Frozen, frozen=True):
     prefix_cache_mb: Annotated[int, Meta(ge=0)] = 128
     active_prompts: Count = 4
     spin: int = 2000
-    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 3
 
 
 class DecodeSettings(Frozen, frozen=True):

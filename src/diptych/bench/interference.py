@@ -34,26 +34,35 @@ class Gaps(msgspec.Struct, frozen=True):
 
 
 async def run(settings: FleetSettings, runs: int) -> dict[str, Any]:
-    """Medians over ``runs``; decode alone on the ``n_batch`` that gives it the shortest longest gap."""
+    """Medians over ``runs``; decode alone on the ``n_batch`` whose longest gap in the first run was shortest."""
     async with rig(settings, ALONE_BATCHES) as fleet:
-        fleet.progress.phase("measuring", runs * (1 + len(fleet.alone)))
-        measured: dict[Way, list[Gaps]] = {way: [] for way in (fleet.pair, *fleet.alone)}
-        for seed in range(runs):
-            for number, way in enumerate(measured):
-                measured[way].append(await _gaps(fleet, way, seed * 100 + number * 10))
-                fleet.progress.advance()
-    best = min(fleet.alone, key=lambda way: median(gaps.max_gap_ms for gaps in measured[way]))
-    pair, alone = _medians(measured[fleet.pair]), _medians(measured[best])
+        fleet.progress.phase("measuring", 2 * runs - 1 + len(fleet.alone))
+        first = {way: await _run(fleet, way, number * 10) for number, way in enumerate(fleet.alone)}
+        best = min(fleet.alone, key=lambda way: first[way].max_gap_ms)
+        alone, pair = [first[best]], [await _run(fleet, fleet.pair, 50)]
+        for seed in range(100, 100 * runs, 100):
+            alone.append(await _run(fleet, best, seed))
+            pair.append(await _run(fleet, fleet.pair, seed + 50))
+    medians = {"pair": _medians(pair), "decode_alone": _medians(alone)}
     return {
         "streams": STREAMS,
         "arriving_prompt_tokens": ARRIVING,
         "runs": runs,
-        "pair": pair,
-        "decode_alone": {**alone, "n_batch": fleet.batch_of(best)},
-        "ratio": {name: pair[name] / alone[name] for name in ("p99_gap_ms", "max_gap_ms")},
-        "every_n_batch": {str(fleet.batch_of(way)): _medians(measured[way]) for way in fleet.alone},
-        "spread_max_gap_ms": {"pair": [gaps.max_gap_ms for gaps in measured[fleet.pair]]},
+        "pair": medians["pair"],
+        "decode_alone": {**medians["decode_alone"], "n_batch": fleet.batch_of(best)},
+        "ratio": {name: medians["pair"][name] / medians["decode_alone"][name] for name in ("p99_gap_ms", "max_gap_ms")},
+        "every_n_batch": {str(fleet.batch_of(way)): _medians([gaps]) for way, gaps in first.items()},
+        "every_max_gap_ms": {
+            "pair": [gaps.max_gap_ms for gaps in pair],
+            "decode_alone": [gaps.max_gap_ms for gaps in alone],
+        },
     }
+
+
+async def _run(fleet: Rig, way: Way, seed: int) -> Gaps:
+    gaps = await _gaps(fleet, way, seed)
+    fleet.progress.advance()
+    return gaps
 
 
 async def _gaps(fleet: Rig, way: Way, seed: int) -> Gaps:

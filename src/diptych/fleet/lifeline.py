@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 import signal
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -25,12 +23,10 @@ def tie_to_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
 def be_nice(niceness: int) -> None:
     """Lowers this process's claim to the cores, from 0 (none given up) to 19.
 
-    Where the kernel groups processes by session for scheduling, as most do, a worker's own niceness counts only within
-    its session; then the group's counts.
+    Most kernels share the cores out between sessions first (autogroup), and niceness counts only within one. All
+    processes of a fleet stay in one session, so a prefill worker gives way to decode, and not to other programs.
     """
     os.nice(niceness)
-    with contextlib.suppress(OSError):  # no such grouping here
-        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 def give_back_memory() -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from diptych.config import DecodeSettings, FleetSettings, PrefillSettings
+from diptych.fleet import cores
 from diptych.fleet.rundir import RunDir
 from diptych.fleet.supervisor import ProcessSpec, Supervisor
 from diptych.fleet.worker import WorkerSpec
@@ -24,6 +26,7 @@ class LocalWorkers:
         self._model = model
         self._rundir = rundir
         self._secret = secrets.token_bytes(32)
+        self._bound = cores.bound(settings, sorted(os.sched_getaffinity(0)))
         workers = settings.workers
         self.addresses = {worker.id: rundir.address(worker.id) for worker in workers}
         self.specs = [self._spec(worker) for worker in workers]
@@ -42,20 +45,22 @@ class LocalWorkers:
             name=worker.id,
             module="diptych.fleet.worker",
             settings=msgspec.json.encode(spec),
-            environment=_environment(worker),
+            environment=_environment(worker, self._bound.get(worker.id, ())),
             before_start=lambda: self._rundir.worker_dir(worker.id),
             after_exit=lambda: self._rundir.clear(worker.id),
         )
 
 
-def _environment(worker: PrefillSettings | DecodeSettings) -> dict[str, str]:
-    """How the worker's compute threads wait, and what its allocator keeps.
+def _environment(worker: PrefillSettings | DecodeSettings, bound: Sequence[int]) -> dict[str, str]:
+    """How the worker's compute threads wait, the cores that each is ``bound`` to, and what its allocator keeps.
 
     Two engines on the same cores starve one another when both spin for long, and lose their rhythm when neither does
     (docs/performance.md has the table). A decode worker allocates its KV once; what it frees later (probabilities of
     a whole vocabulary, slot images) goes back to the system instead of staying resident.
     """
     threads = {"OMP_NUM_THREADS": str(worker.threads), "GOMP_SPINCOUNT": str(worker.spin)}
+    if bound:
+        threads |= {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in bound)}
     if isinstance(worker, PrefillSettings):
         return threads
     returned = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "1048576", "MALLOC_MMAP_THRESHOLD_": "1048576"}

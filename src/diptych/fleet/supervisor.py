@@ -96,7 +96,7 @@ class Supervisor:
             str(os.getpid()),
             stdin=asyncio.subprocess.PIPE,
             env={**os.environ, **spec.environment},
-            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends the others in order
+            process_group=0,  # Ctrl-C reaches the supervisor alone; not a session of its own, see `be_nice`
         )
         self._running[spec.name] = process
         try:

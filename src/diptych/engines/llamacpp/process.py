@@ -133,7 +133,7 @@ async def _spawn(settings: Settings, api_key: str, log: Path, report_to: int) ->
             stderr=output,
             env=environment,
             pass_fds=(report_to,),
-            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends this child in order
+            process_group=0,  # a terminal's Ctrl-C is for the parent, which ends this child in order
         )
 
 
