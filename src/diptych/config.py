@@ -72,15 +72,15 @@ class EmulatedChip(Frozen, frozen=True):
     """What a worker with ``engine = "emulated"`` behaves like: ``chips`` of ``chip`` (None: whole machines, as many as
     needed) that serve the catalogue's model ``costs_of`` in ``format``, ``speed`` times as fast.
 
-    ``prefill_share`` is the part of its dense peak at which a wafer reads prompts, which is unpublished. ``fault`` goes
-    wrong on purpose.
+    ``prefill_share`` is the part of its dense peak at which a wafer reads prompts, which is unpublished (None: a token
+    a step, as it decodes). ``fault`` goes wrong on purpose.
     """
 
     chip: str | None = None
     chips: Count | None = None
     costs_of: str = "gpt-oss-120b"
     format: Literal["bf16", "fp8", "fp4", "mxfp4", "int4"] | None = None
-    prefill_share: Annotated[float, Meta(gt=0, le=1)] = 0.15
+    prefill_share: Annotated[float, Meta(gt=0, le=1)] | None = None
     speed: Positive = 1.0
     fault: str | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from diptych.chips import catalogue, gpu
@@ -39,7 +41,11 @@ class Pace(msgspec.Struct, frozen=True):
     factor: float
 
     def prefill_s(self, new_tokens: int, cached_tokens: int = 0) -> float:
-        return self.cost.prefill_s(new_tokens, cached_tokens) * self.factor
+        """A chip whose rate at reading prompts is not known reads them as it decodes, a token a step."""
+        seconds = self.cost.prefill_s(new_tokens, cached_tokens)
+        if math.isinf(seconds):
+            seconds = new_tokens * self.cost.decode_s(1, cached_tokens + new_tokens // 2)
+        return seconds * self.factor
 
     def step_s(self, batch: int, context_tokens: int) -> float:
         return self.cost.decode_s(batch, context_tokens) * self.factor
