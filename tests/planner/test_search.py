@@ -106,7 +106,7 @@ def test_stopped_it_leaves_nothing_behind_and_goes_on_later(tmp_path: Path, numb
     _, said = running.communicate(timeout=60)
     if number == signal.SIGINT:
         assert running.returncode == 130
-        assert said.splitlines()[-1] == f"stopped; the same command goes on from {memory}"
+        assert f"stopped; the same command goes on from {memory}\n" in said
         assert "Traceback" not in said
     while any(alive(pid) for pid in workers):  # the test's own time limit fails it
         time.sleep(0.05)

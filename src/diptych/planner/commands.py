@@ -167,8 +167,10 @@ def announcement(
     )
     with progress() as bar:
         task = bar.add_task("fleets", total=None)
-        found = page.examine(questions, data, jobs=jobs, count=lambda n: bar.update(task, total=n),
-                             done=lambda: bar.advance(task))  # fmt: skip
+        found = page.examine(
+            questions, data, jobs=jobs, count=lambda n: bar.update(task, total=n), done=lambda: bar.advance(task),
+            ran=lambda traffic, n: bar.update(task, description=f"fleets, {traffic}: {n} simulations"),
+        )  # fmt: skip
     _write(output, page.as_page(found).encode())
     _write(json, to_json(found))
     for claim in found.claims:
