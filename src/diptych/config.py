@@ -68,14 +68,31 @@ class ModelSettings(Frozen, frozen=True):
     aliases: tuple[str, ...] = ()
 
 
-class PrefillSettings(Frozen, frozen=True):
+class EmulatedChip(Frozen, frozen=True):
+    """What a worker with ``engine = "emulated"`` behaves like: ``chips`` of ``chip`` (None: whole machines, as many as
+    needed) that serve the catalogue's model ``costs_of`` in ``format``, ``speed`` times as fast.
+
+    ``prefill_share`` is the part of its dense peak at which a wafer reads prompts, which is unpublished (None: a token
+    a step, as it decodes). ``fault`` goes wrong on purpose.
+    """
+
+    chip: str | None = None
+    chips: Count | None = None
+    costs_of: str = "gpt-oss-120b"
+    format: Literal["bf16", "fp8", "fp4", "mxfp4", "int4"] | None = None
+    prefill_share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    speed: Positive = 1.0
+    fault: str | None = None
+
+
+class PrefillSettings(EmulatedChip, frozen=True):
     """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep.
 
     ``nice`` is how far it gives way to decode on the same cores, from 0 (not at all) to 19.
     """
 
     id: WorkerId = "prefill-0"
-    engine: Literal["torch"] = "torch"
+    engine: Literal["torch", "emulated"] = "torch"
     device: str = "cpu"
     threads: Count = 2
     chunk_tokens: Count = 256
@@ -85,11 +102,11 @@ class PrefillSettings(Frozen, frozen=True):
     nice: Annotated[int, Meta(ge=0, le=19)] = 3
 
 
-class DecodeSettings(Frozen, frozen=True):
+class DecodeSettings(EmulatedChip, frozen=True):
     """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one."""
 
     id: WorkerId = "decode-0"
-    engine: Literal["llamacpp"] = "llamacpp"
+    engine: Literal["llamacpp", "emulated"] = "llamacpp"
     slots: Count = 8
     ctx_per_request: Count = 2560
     n_batch: Count = 128
@@ -136,6 +153,9 @@ class FleetSettings(Frozen, frozen=True):
         twice = sorted({name for name in ids if ids.count(name) > 1})
         if twice:
             raise ValueError(f"worker ids must differ; {', '.join(twice)} is used twice")
+        for one in self.workers:
+            if (one.engine == "emulated") != (one.chip is not None):
+                raise ValueError(f'{one.id}: engine = "emulated" and chip = "..." belong together')
         for worker in self.decode:
             if worker.n_batch < worker.slots:
                 raise ValueError(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.routing.placement import DecodeState, Demand, Fleet, Link, PrefillState, place
+from diptych.routing.placement import DecodeState, Demand, Fleet, Link, Links, PrefillState, place
 
 
 class Linear(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ LINK = Link("p", "d", base_s=0.02)
 
 
 def fleet(**decode: object) -> Fleet:
-    return Fleet((PrefillState("p", FAST),), (DecodeState("d", SLOW, **decode),), (LINK,))  # type: ignore[arg-type]
+    return Fleet((PrefillState("p", FAST),), (DecodeState("d", SLOW, **decode),), Links([LINK]))  # type: ignore[arg-type]
 
 
 def test_a_short_prompt_goes_to_decode_alone_and_a_long_one_to_the_pair() -> None:
@@ -39,14 +39,16 @@ def test_a_short_prompt_goes_to_decode_alone_and_a_long_one_to_the_pair() -> Non
 
 
 def test_the_crossing_point_follows_the_prefill_queue() -> None:
-    busy = Fleet((PrefillState("p", FAST, queue_s=10.0),), fleet().decode, (LINK,))
+    busy = Fleet((PrefillState("p", FAST, queue_s=10.0),), fleet().decode, Links([LINK]))
     assert place(Demand(800, 64), busy).chosen.kind == "aggregated"
 
 
 def test_a_cached_prefix_counts_on_either_side() -> None:
     at_decode = fleet(cached_tokens=790)
     assert place(Demand(800, 64), at_decode).chosen.kind == "aggregated"
-    both = Fleet((PrefillState("p", FAST, cached_tokens=790),), (DecodeState("d", SLOW, cached_tokens=400),), (LINK,))
+    both = Fleet(
+        (PrefillState("p", FAST, cached_tokens=790),), (DecodeState("d", SLOW, cached_tokens=400),), Links([LINK])
+    )
     assert place(Demand(800, 64), both).chosen.kind == "disaggregated"
 
 
@@ -57,7 +59,7 @@ def test_a_prefill_that_would_hold_up_running_streams_is_charged_for_it() -> Non
 
 
 def test_no_link_means_no_pair() -> None:
-    unlinked = msgspec.structs.replace(fleet(), links=())
+    unlinked = msgspec.structs.replace(fleet(), links=Links())
     placement = place(Demand(800, 64), unlinked)
     assert placement.chosen.kind == "aggregated"
     assert placement.disaggregated is None
@@ -73,7 +75,7 @@ def test_one_token_has_nothing_to_hand_over() -> None:
 
 def test_nobody_to_serve_is_an_error() -> None:
     with pytest.raises(LookupError):
-        place(Demand(8, 8), Fleet((), (), ()))
+        place(Demand(8, 8), Fleet((), (), Links()))
 
 
 @given(
@@ -88,7 +90,7 @@ def test_the_choice_has_the_lowest_score(
     prompt: int, output: int, queue_s: float, wait_s: float, cached: int, batch: int
 ) -> None:
     decode = DecodeState("d", SLOW, wait_s=wait_s, cached_tokens=cached, batch=batch)
-    view = Fleet((PrefillState("p", FAST, queue_s, cached),), (decode,), (LINK,))
+    view = Fleet((PrefillState("p", FAST, queue_s, cached),), (decode,), Links([LINK]))
     placement = place(Demand(prompt, output), view)
     ways = [way for way in (placement.aggregated, placement.disaggregated) if way is not None]
     assert placement.chosen.score_s == min(way.score_s for way in ways)
@@ -97,7 +99,7 @@ def test_the_choice_has_the_lowest_score(
 
 def test_a_busy_prefill_worker_on_the_same_cores_makes_decode_alone_dearer() -> None:
     queue = PrefillState("p", FAST, queue_s=3.0)
-    apart = Fleet((queue,), (DecodeState("d", SLOW),), (LINK,))
-    together = Fleet((queue,), (DecodeState("d", SLOW, rival_s=3.0, rival_jobs=4),), (LINK,))
+    apart = Fleet((queue,), (DecodeState("d", SLOW),), Links([LINK]))
+    together = Fleet((queue,), (DecodeState("d", SLOW, rival_s=3.0, rival_jobs=4),), Links([LINK]))
     assert place(Demand(700, 64), apart).chosen.kind == "aggregated"
     assert place(Demand(700, 64), together).chosen.kind == "disaggregated"

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from diptych.config import Deadlines, DecodeSettings, PrefillSettings
-from diptych.engines.protocol import Description
+from diptych.engines.protocol import Description, PrefillEngine, VerifiableDecode
 from diptych.errors import ConfigError, DiptychError
 from diptych.fleet.lifeline import be_nice, stop_on_signals, tie_to_parent
 from diptych.fleet.rundir import leave
@@ -30,29 +30,47 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def _prefill(spec: WorkerSpec, settings: PrefillSettings) -> None:
-    from diptych.engines.torch import TorchConfig, TorchPrefill  # noqa: PLC0415  # PyTorch, for this worker alone
     from diptych.fleet.prefill import PrefillWorker  # noqa: PLC0415
 
     stop = stop_on_signals()
+    engine = _prefill_engine(spec.model, settings)
+    await PrefillWorker(engine, settings, spec.deadlines, spec.secret).serve(spec.address, stop)
+
+
+def _prefill_engine(model: ModelBundle, settings: PrefillSettings) -> PrefillEngine:
+    if settings.engine == "emulated":
+        from diptych.engines.emulated.prefill import EmulatedPrefill  # noqa: PLC0415
+
+        return EmulatedPrefill(model, settings)
+    from diptych.engines.torch import TorchConfig, TorchPrefill  # noqa: PLC0415  # PyTorch, for this worker alone
+
     config = TorchConfig(
         device=settings.device,
         threads=settings.threads,
         chunk_tokens=settings.chunk_tokens,
         prefix_cache_mib=settings.prefix_cache_mb,
     )
-    engine = TorchPrefill(spec.model, config)
-    await PrefillWorker(engine, settings, spec.deadlines, spec.secret).serve(spec.address, stop)
+    return TorchPrefill(model, config)
+
+
+async def _decode_engine(model: ModelBundle, settings: DecodeSettings, directory: Path) -> VerifiableDecode:
+    if settings.engine == "emulated":
+        from diptych.engines.emulated.decode import EmulatedDecode  # noqa: PLC0415
+
+        return EmulatedDecode(model, settings)
+    from diptych.engines.llamacpp.serving import start  # noqa: PLC0415
+
+    return await start(model, settings, directory)
 
 
 async def _decode(spec: WorkerSpec, settings: DecodeSettings) -> None:
-    from diptych.engines.llamacpp.serving import start  # noqa: PLC0415
     from diptych.fleet.decode import DecodeWorker  # noqa: PLC0415
     from diptych.handoff import state  # noqa: PLC0415
     from diptych.handoff.landing import Landing  # noqa: PLC0415
 
     stop = stop_on_signals()
     directory = Path(spec.directory)
-    engine = await start(spec.model, settings, directory)
+    engine = await _decode_engine(spec.model, settings, directory)
     try:
         _check_landing(engine.describe(), settings)
     except ConfigError:

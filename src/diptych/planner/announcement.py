@@ -76,15 +76,18 @@ def examine(
     jobs: int | None = None,
     count: Callable[[int], None] = lambda _: None,
     done: Callable[[], None] = lambda: None,
+    ran: Callable[[str, int], None] = lambda _traffic, _runs: None,
 ) -> Found:
-    """Runs every fleet that the page needs. Raises ConfigError for a model or chip that cannot be used."""
+    """Runs every fleet that the page needs; ``ran`` hears of a traffic and its simulations so far.
+
+    Raises ConfigError for a model or chip that cannot be used."""
     if not 0.0 < questions.opt_in <= 1.0:
         raise ConfigError("--opt-in is a share above 0 and at most 1")
     shapes = traffic(data)
     grid = [_ratio_trace(ratio) for ratio in RATIOS]
     count((len(SHARES) * len(CHUNKS) + len(MACHINES)) * (len(shapes) + len(grid)) + 1)
     objectives = Objectives(ttft_ms=questions.ttft_ms, itl_ms=questions.itl_ms)
-    measured = [_fleets(questions, trace, objectives, jobs, done) for trace in [*shapes, *grid]]
+    measured = [_fleets(questions, trace, objectives, jobs, done, ran) for trace in [*shapes, *grid]]
     gains = [g for t, fleets in zip(shapes, measured, strict=False) for g in _gains(questions, t, *fleets)]
     maps = _maps(questions, measured[len(shapes) :])
     gpu = _aggregated_gpus(questions, shapes[0], jobs)
@@ -126,7 +129,12 @@ def _partner_side(questions: Questions, machines: int) -> Side:
 
 
 def _fleets(
-    questions: Questions, trace: Trace, objectives: Objectives, jobs: int | None, done: Callable[[], None]
+    questions: Questions,
+    trace: Trace,
+    objectives: Objectives,
+    jobs: int | None,
+    done: Callable[[], None],
+    ran: Callable[[str, int], None],
 ) -> tuple[list[Evaluation], list[Evaluation]]:
     """(wafers alone at every prefill share, the same wafers with every number of partner machines)."""
     wafers = _wafer_side(questions, 2)
@@ -139,7 +147,9 @@ def _fleets(
         Candidate(model=questions.model, mode="disaggregated", prefill=_partner_side(questions, n), decode=wafers)
         for n in MACHINES
     ]
-    found = search([*alone, *pairs], trace, objectives, jobs=jobs, done=lambda _: done())
+    found = search(
+        [*alone, *pairs], trace, objectives, jobs=jobs, done=lambda _: done(), ran=lambda n: ran(trace.name, n)
+    )
     by_share = [found[i : i + len(CHUNKS)] for i in range(0, len(alone), len(CHUNKS))]
     return [max(tried, key=lambda e: e.max_goodput_rps) for tried in by_share], found[len(alone) :]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 
 import msgspec
 import typer
@@ -13,8 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from diptych.chips import catalogue, gpu
 from diptych.errors import ConfigError
-from diptych.planner.candidates import Choice, Mode, enumerate_fleets, total
+from diptych.planner.candidates import Candidate, Choice, Mode, enumerate_fleets, total
 from diptych.planner.outcome import Objectives
+from diptych.planner.traces import Trace, load
+
+if TYPE_CHECKING:
+    from diptych.planner.explain import Sensitivity
+    from diptych.planner.goodput import Evaluation
+    from diptych.planner.search import Plan
 
 app = typer.Typer(no_args_is_help=True, help="What would this fleet do?", rich_markup_mode=None)
 report = typer.Typer(no_args_is_help=True, help="Reports that recompute what others claim.", rich_markup_mode=None)
@@ -23,14 +30,14 @@ app.add_typer(report, name="report")
 app.add_typer(bench, name="bench")
 
 DATA = Path("../shared/data")
-out = Console(soft_wrap=True)
+out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", show_default=False)]
 
 
 def progress() -> Progress:
     """A bar on the terminal's error stream, gone when it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=err, transient=True)
 
 
 @app.command()
@@ -65,10 +72,35 @@ def plan(
     Example: plan --model llama-3.1-70b --trace azure-conv:rate=5,requests=1000 --slo ttft_ms=1000,itl_ms=50
     --chips h100:fp8,trainium2 --budget 300
     """
-    from diptych.planner import explain, planreport, search  # noqa: PLC0415  each command loads only what it needs
-    from diptych.planner.timeline import chrome_trace as events  # noqa: PLC0415  each command loads only what it needs
-    from diptych.planner.traces import load  # noqa: PLC0415  each command loads only what it needs
+    from diptych.planner import planreport  # noqa: PLC0415  each command loads only what it needs
 
+    asked = _asked(model, trace, requests, slo, chips, budget, modes)
+    with progress() as bar:
+        result, changed = _search(asked, bar, most, resume, jobs)
+    for line in planreport.as_text(result, changed):
+        out.print(line, highlight=False)
+    _write(json, planreport.to_json(planreport.as_dict(result, changed)))
+    if html is not None:
+        _write(html, planreport.as_page(result, asked.traffic, changed).encode())
+    if chrome_trace is not None:
+        _write(chrome_trace, planreport.chrome_trace(result, asked.traffic))
+    planreport.refuse_unmet(result)
+
+
+class _Asked(NamedTuple):
+    """What a plan is for, read and checked, and the fleets that could be bought."""
+
+    model: str
+    traffic: Trace
+    objectives: Objectives
+    budget: float
+    fleets: list[Candidate]
+
+
+def _asked(
+    model: str, trace: str, requests: int | None, slo: str, chips: str, budget: float, modes: str
+) -> _Asked:  # fmt: skip
+    """Raises ConfigError for the first of the options that cannot be."""
     objectives, choices = parse_slo(slo), parse_chips(chips, model)
     if not budget > 0:
         raise ConfigError("--budget has to be above 0 US dollars an hour")
@@ -78,23 +110,34 @@ def plan(
     fleets = enumerate_fleets(model, choices, traffic, objectives, budget, parse_modes(modes))
     if not fleets:
         raise ConfigError(f"no fleet of {chips} for {model} costs {budget:g} USD/h or less; raise --budget")
-    chosen = search.promising(fleets, traffic, objectives, most, lambda fleet: total(fleet, "price") or 1.0)
-    with progress() as bar:
-        task = bar.add_task(f"{len(chosen)} of {len(fleets)} fleets", total=len(chosen))
-        found = search.search(chosen, traffic, objectives, memory=resume, jobs=jobs, done=lambda _: bar.advance(task))
-        result = search.rank(model, traffic, objectives, budget, found)
-        bar.add_task("sensitivities", total=None)
-        changed = explain.sensitivities(result, traffic)
-    for line in planreport.as_text(result, changed):
-        out.print(line, highlight=False)
-    _write(json, planreport.to_json(planreport.as_dict(result, changed)))
-    if html is not None:
-        _write(html, planreport.as_page(result, traffic, changed).encode())
-    best = result.best()
-    if chrome_trace is not None and best is not None:
-        _write(chrome_trace, msgspec.json.encode({"traceEvents": events(planreport.play(best, traffic)[0])}))
-    if not result.met:
-        raise ConfigError(" ".join(explain.words(result)))
+    return _Asked(model, traffic, objectives, budget, fleets)
+
+
+def _search(
+    asked: _Asked, bar: Progress, most: int, resume: Path | None, jobs: int | None
+) -> tuple[Plan, list[Sensitivity]]:
+    """The plan, and what other assumptions would change. Ctrl-C leaves what was found in ``resume``."""
+    from diptych.planner import explain, search  # noqa: PLC0415  each command loads only what it needs
+
+    def evaluated(fleets: Sequence[Candidate], what: str) -> list[Evaluation]:
+        task = bar.add_task(what, total=len(fleets))
+        return search.search(
+            fleets, asked.traffic, asked.objectives, memory=resume, jobs=jobs, done=lambda _: bar.advance(task),
+            ran=lambda n: bar.update(task, description=f"{what}, {n} simulations"),
+        )  # fmt: skip
+
+    chosen = search.promising(asked.fleets, asked.traffic, asked.objectives, most, lambda c: total(c, "price") or 1.0)
+    try:
+        found = evaluated(chosen, f"{len(chosen)} of {len(asked.fleets)} fleets")
+        result = search.rank(asked.model, asked.traffic, asked.objectives, asked.budget, found)
+        return result, explain.sensitivities(result, lambda fleets: evaluated(fleets, "other assumptions"))
+    except KeyboardInterrupt:
+        bar.stop()
+        err.print("stopped; " + (f"the same command goes on from {resume}" if resume else NOT_KEPT), highlight=False)
+        raise typer.Exit(130) from None
+
+
+NOT_KEPT = "nothing was kept: with --resume FILE a plan goes on where it was stopped"
 
 
 @report.command()
@@ -124,8 +167,10 @@ def announcement(
     )
     with progress() as bar:
         task = bar.add_task("fleets", total=None)
-        found = page.examine(questions, data, jobs=jobs, count=lambda n: bar.update(task, total=n),
-                             done=lambda: bar.advance(task))  # fmt: skip
+        found = page.examine(
+            questions, data, jobs=jobs, count=lambda n: bar.update(task, total=n), done=lambda: bar.advance(task),
+            ran=lambda traffic, n: bar.update(task, description=f"fleets, {traffic}: {n} simulations"),
+        )  # fmt: skip
     _write(output, page.as_page(found).encode())
     _write(json, to_json(found))
     for claim in found.claims:

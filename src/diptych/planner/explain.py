@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -9,10 +10,9 @@ import msgspec
 from diptych.chips import catalogue
 from diptych.chips.quantity import Kind, weakest
 from diptych.planner.candidates import Assumptions, Candidate, Side, cost_of, quantities
-from diptych.planner.goodput import Evaluation, evaluate
+from diptych.planner.goodput import Evaluation
 from diptych.planner.outcome import Objectives
 from diptych.planner.search import Plan, Ranking
-from diptych.planner.traces import Trace
 
 SENSITIVITIES: tuple[tuple[str, Assumptions], ...] = (
     ("a wafer reads prompts at 5 % of its dense peak, not 15 %", Assumptions(prefill_share=0.05)),
@@ -30,35 +30,46 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
     what: str
     winner: float
-    aggregated: float | None
+    aggregated: float | None = None
 
     @property
     def holds(self) -> bool:
         return self.aggregated is None or self.winner >= self.aggregated
 
 
-def sensitivities(plan: Plan, trace: Trace) -> list[Sensitivity]:
-    """One line per assumed input that the winner or its rival depends on."""
+def sensitivities(plan: Plan, evaluated: Callable[[Sequence[Candidate]], Sequence[Evaluation]]) -> list[Sensitivity]:
+    """One line per assumed input that the winner or its rival depends on; ``evaluated`` runs the changed fleets."""
     winner, rival = plan.best(), plan.best(mode="aggregated")
     if winner is None:
         return []
-    found = []
-    for what, assume in SENSITIVITIES:
-        if _depends(winner.candidate, assume) or (rival and _depends(rival.candidate, assume)):
-            found.append(
-                Sensitivity(
-                    what,
-                    _per_dollar(winner, assume, trace, plan.objectives) or 0.0,
-                    _per_dollar(rival, assume, trace, plan.objectives) if rival else None,
-                )
-            )
+    both = [e for e in (winner, rival) if e is not None]
+    changed = {
+        (what, e.candidate): msgspec.structs.replace(e.candidate, assume=assume)
+        for what, assume in SENSITIVITIES
+        for e in both
+        if _depends(e.candidate, assume)
+    }
+    found = dict(zip(changed, evaluated(list(changed.values())), strict=True))
+    lines = [
+        Sensitivity(what, *(found.get((what, e.candidate), e).per("dollar") or 0.0 for e in both))
+        for what in dict.fromkeys(what for what, _ in changed)
+    ]
+    return lines + _prices(winner, rival)
+
+
+def _prices(winner: Evaluation, rival: Evaluation | None) -> list[Sensitivity]:
+    """The same at other values of every price that is assumed."""
     assumed = {name for e in (winner, rival) if e for name, q in quantities(e.candidate)
                if q.kind == "assumed" and name.startswith("price")}  # fmt: skip
-    for name in sorted(assumed):
-        for factor in PRICE_FACTORS:
-            rival_value = _repriced(rival, name, factor) if rival else None
-            found.append(Sensitivity(f"{name} times {factor:g}", _repriced(winner, name, factor), rival_value))
-    return found
+    return [
+        Sensitivity(
+            f"{name} times {factor:g}",
+            _repriced(winner, name, factor),
+            _repriced(rival, name, factor) if rival else None,
+        )
+        for name in sorted(assumed)
+        for factor in PRICE_FACTORS
+    ]
 
 
 def _depends(candidate: Candidate, assume: Assumptions) -> bool:
@@ -74,13 +85,6 @@ def _depends(candidate: Candidate, assume: Assumptions) -> bool:
 
 def _wafer(side: Side) -> bool:
     return catalogue.chip(side.chip).family == "wafer"
-
-
-def _per_dollar(base: Evaluation, assume: Assumptions, trace: Trace, objectives: Objectives) -> float | None:
-    if not _depends(base.candidate, assume):
-        return base.per("dollar")
-    changed = msgspec.structs.replace(base.candidate, assume=assume)
-    return evaluate(changed, trace, objectives).per("dollar")
 
 
 def _repriced(evaluation: Evaluation, name: str, factor: float) -> float:

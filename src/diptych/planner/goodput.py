@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,6 +18,11 @@ PRECISION = 0.03
 """The search ends when the rate is known to this relative precision."""
 LOWEST = 1 / 64
 """A fleet that does not meet the objectives at this part of its fluid rate is taken not to meet them at all."""
+
+HIGHEST = 8.0
+"""And one that still does at so many times its fluid rate is not pressed further."""
+MOST_RUNS = 24
+"""Doublings, halvings and bisections together need no more; whatever a simulation says, a search ends."""
 
 HORIZON = 20.0
 """A run lasts so many times the longest that a good request takes: in a much shorter one, a fleet that cannot keep up
@@ -64,29 +71,34 @@ def _requests(trace: Trace, objectives: Objectives, rate: float) -> int:
     return int(min(MOST_REQUESTS, max(LEAST_REQUESTS, rate * horizon_s)))
 
 
-def evaluate(candidate: Candidate, trace: Trace, objectives: Objectives) -> Evaluation:
-    """Doubles or halves from the fluid rate until the answer is bracketed, then bisects."""
-    guess = fluid_rps(candidate, trace, objectives)
-    low, high, best = 0.0, guess, run_at(candidate, trace, objectives, guess)
-    if best["attainment"] >= ATTAINMENT:
-        low, high = high, high * 2
-        while (run := run_at(candidate, trace, objectives, high))["attainment"] >= ATTAINMENT and high < guess * 8:
-            low, high, best = high, high * 2, run
-    else:
-        while low == 0.0 and high > guess * LOWEST:
-            run = run_at(candidate, trace, objectives, high / 2)
-            if run["attainment"] >= ATTAINMENT:
-                low, best = high / 2, run
-            else:
-                high, best = high / 2, run
-    while low and high / low > 1.0 + PRECISION:
-        middle = (low * high) ** 0.5
-        run = run_at(candidate, trace, objectives, middle)
-        if run["attainment"] >= ATTAINMENT:
-            low, best = middle, run
-        else:
-            high = middle
+def evaluate(
+    candidate: Candidate, trace: Trace, objectives: Objectives, ran: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """The fleet at its best. Runs at most :data:`MOST_RUNS` simulations; ``ran`` hears of each."""
+
+    def run(rate: float) -> dict[str, Any]:
+        found = run_at(candidate, trace, objectives, rate)
+        ran()
+        return found
+
+    rate, best = _highest(run, fluid_rps(candidate, trace, objectives))
     return Evaluation(
-        candidate=candidate, max_goodput_rps=low, price_per_hour=total(candidate, "price"),
+        candidate=candidate, max_goodput_rps=rate, price_per_hour=total(candidate, "price"),
         power_w=total(candidate, "power"), rack_units=total(candidate, "rack_units"), kind=kind(candidate), run=best,
     )  # fmt: skip
+
+
+def _highest(run: Callable[[float], dict[str, Any]], guess: float) -> tuple[float, dict[str, Any]]:
+    """Brackets the answer by doubling or halving from ``guess``, then bisects. The rate (0: none) and its run."""
+    low, high, best = 0.0, math.inf, {}
+    rate = guess
+    for _ in range(MOST_RUNS):
+        found = run(rate)
+        if found["attainment"] >= ATTAINMENT:
+            low, best = rate, found
+        else:
+            high, best = rate, best if low else found
+        if high <= low * (1.0 + PRECISION) or (not low and high <= guess * LOWEST) or low >= guess * HIGHEST:
+            break
+        rate = low * 2 if high == math.inf else (low * high) ** 0.5 if low else high / 2
+    return low, best

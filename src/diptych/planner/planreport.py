@@ -9,14 +9,14 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from diptych.planner import page, plots
+from diptych.errors import ConfigError
+from diptych.planner import page, plots, timeline
 from diptych.planner.candidates import fleet_plan, quantities
 from diptych.planner.explain import Sensitivity, weakest_kind, words
 from diptych.planner.goodput import ATTAINMENT, Evaluation, run_at
 from diptych.planner.outcome import Metrics, Outcome, measure
 from diptych.planner.search import RANKINGS, Plan
 from diptych.planner.simulate import simulate
-from diptych.planner.timeline import utilisation
 from diptych.planner.traces import Trace
 
 SHOWN = 12
@@ -130,7 +130,7 @@ def _drawings(plan: Plan, trace: Trace, winner: Evaluation) -> list[str]:
         page.heading("Latency"),
         plots.distributions([(name, m.ttft_ms, m.itl_ms) for name, (_, m) in runs.items()]),
         page.heading("Utilisation of the winner over time"),
-        plots.over_time(*utilisation(outcome, fleet_plan(winner.candidate, bool(trace.blocks)))),
+        plots.over_time(*timeline.utilisation(outcome, fleet_plan(winner.candidate, bool(trace.blocks)))),
         page.heading("Goodput against load"),
         plots.against_load(loads, ATTAINMENT),
         page.heading("Cost"),
@@ -162,6 +162,19 @@ def _sources(plan: Plan) -> str:
     seen = {name: q for e in plan.evaluations[:SHOWN] for name, q in quantities(e.candidate)}
     rows = [[name, q.value, q.unit, q.kind, q.date, q.source] for name, q in sorted(seen.items())]
     return page.table(["input", "value", "unit", "kind", "date", "source"], rows)
+
+
+def chrome_trace(plan: Plan, trace: Trace) -> bytes:
+    """The winner's run for Perfetto; without a winner, no events."""
+    winner = plan.best()
+    events = timeline.chrome_trace(play(winner, trace)[0]) if winner is not None else []
+    return msgspec.json.encode({"traceEvents": events})
+
+
+def refuse_unmet(plan: Plan) -> None:
+    """Raises ConfigError, which says what is the best that can be had, when no fleet meets the objectives."""
+    if not plan.met:
+        raise ConfigError(" ".join(words(plan)))
 
 
 def to_json(value: Any) -> bytes:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import closing, contextmanager
+from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from diptych.fleet.lifeline import tie_to_parent
 from diptych.planner.candidates import Candidate, cost_of, fluid_rps
 from diptych.planner.goodput import Evaluation, evaluate
 from diptych.planner.outcome import Objectives
@@ -18,6 +24,8 @@ from diptych.planner.traces import Trace
 
 Ranking = Literal["dollar", "watt", "rack"]
 RANKINGS: tuple[Ranking, ...] = ("dollar", "watt", "rack")
+TICK_S = 0.2
+"""How often a search says how far it is."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +93,12 @@ def search(
     memory: Path | None = None,
     jobs: int | None = None,
     done: Callable[[Evaluation], None] = lambda _: None,
+    ran: Callable[[int], None] = lambda _: None,
 ) -> list[Evaluation]:
-    """Every candidate evaluated, in their order. ``done`` hears of each as it is finished."""
+    """Every candidate evaluated, in their order. ``done`` hears of each when it is finished, ``ran`` now and then
+    of the number of simulations so far. Stopped (KeyboardInterrupt), it leaves no process, and in ``memory`` all that
+    was finished.
+    """
     known, keys = Memory(memory), [_key(c, trace, objectives) for c in candidates]
     found: dict[str, Evaluation] = {}
     for key in keys:
@@ -94,10 +106,11 @@ def search(
             found[key] = old
             done(old)
     open_ = [(key, c) for key, c in zip(keys, candidates, strict=True) if key not in found]
-    for key, evaluation in _evaluate_all(open_, trace, objectives, jobs):
-        found[key] = evaluation
-        known.put(key, evaluation)
-        done(evaluation)
+    with closing(_evaluate_all(open_, trace, objectives, jobs, ran)) as evaluations:
+        for key, evaluation in evaluations:
+            found[key] = evaluation
+            known.put(key, evaluation)
+            done(evaluation)
     return [found[key] for key in keys]
 
 
@@ -129,29 +142,62 @@ def promising(
 
 
 def _evaluate_all(
-    work: Sequence[tuple[str, Candidate]], trace: Trace, objectives: Objectives, jobs: int | None
-) -> Iterator[tuple[str, Evaluation]]:
-    """(key, evaluation) as the worker processes finish them."""
+    work: Sequence[tuple[str, Candidate]],
+    trace: Trace,
+    objectives: Objectives,
+    jobs: int | None,
+    ran: Callable[[int], None],
+) -> Generator[tuple[str, Evaluation], None, None]:
+    """(key, evaluation) as they are finished; ``ran`` hears how many simulations that has taken so far."""
     if jobs == 1 or len(work) <= 1:
+        counted = itertools.count(1)
         for key, candidate in work:
-            yield key, evaluate(candidate, trace, objectives)
+            yield key, evaluate(candidate, trace, objectives, lambda: ran(next(counted)))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _set_shared, (trace, objectives)) as pool:
-        futures = {pool.submit(_evaluate_shared, candidate): key for key, candidate in work}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+    runs = context.Value("q", 0)
+    with _pool(jobs, context, (os.getpid(), trace, objectives, runs)) as pool:
+        waiting = {pool.submit(_evaluate_shared, candidate): key for key, candidate in work}
+        while waiting:
+            over, _ = wait(waiting, TICK_S, FIRST_COMPLETED)
+            ran(runs.value)
+            for future in over:
+                yield waiting.pop(future), future.result()
 
 
-_shared: list[tuple[Trace, Objectives]] = []
+@contextmanager
+def _pool(jobs: int | None, context: SpawnContext, shared: _Shared) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, which are ended when the block is, whatever they are at then."""
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(jobs, context, _begin, shared)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+            child.join()
 
 
-def _set_shared(trace: Trace, objectives: Objectives) -> None:
-    _shared[:] = [(trace, objectives)]
+_Shared = tuple[int, Trace, Objectives, Any]
+_shared: list[_Shared] = []
+
+
+def _begin(*shared: Any) -> None:
+    """In a new worker: it ends with its parent, which alone decides what Ctrl-C means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tie_to_parent(shared[0])
+    _shared[:] = [shared]
 
 
 def _evaluate_shared(candidate: Candidate) -> Evaluation:
-    return evaluate(candidate, *_shared[0])
+    _, trace, objectives, runs = _shared[0]
+
+    def ran() -> None:
+        with runs.get_lock():
+            runs.value += 1
+
+    return evaluate(candidate, trace, objectives, ran)
 
 
 def _key(candidate: Candidate, trace: Trace, objectives: Objectives) -> str:

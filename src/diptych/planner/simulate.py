@@ -9,9 +9,11 @@ same bytes. A prefill worker takes prompts first come, first served: when a prom
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from diptych.errors import ConfigError
@@ -22,8 +24,10 @@ from diptych.planner.outcome import Outcome
 from diptych.planner.prefix import PrefixIndex
 from diptych.planner.traces import Trace
 from diptych.routing.placement import Demand, Fleet, Link, PrefillState, place
+from diptych.routing.placement import Links as Pairs
 
 Handler = Callable[[float, Any], None]
+_NO_DEPTHS: dict[int, int] = {}
 
 
 class PrefillWorker:
@@ -43,7 +47,20 @@ def simulate(trace: Trace, plan: FleetPlan, *, exact: bool = False) -> Outcome:
 
     Raises ConfigError when the plan names a worker that fails and is not there.
     """
-    return _Simulation(trace, plan, exact).run()
+    with _without_collector():
+        return _Simulation(trace, plan, exact).run()
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A simulation leaves no cycles behind, so the cyclic collector would walk millions of objects for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Simulation:
@@ -87,7 +104,7 @@ class _Simulation:
 
     # -- placing ---------------------------------------------------------------------------------------------------
 
-    def _router_links(self) -> tuple[Link, ...]:
+    def _router_links(self) -> Pairs:
         """What the router knows of the tail after prefill: the last chunk at the full rate of the slower interface."""
         handoff = self.plan.handoff
         links = []
@@ -97,7 +114,7 @@ class _Simulation:
                 per_token = 0.0 if handoff.overlap else s_per_byte * handoff.bytes_of(1)
                 chunk_s = s_per_byte * handoff.bytes_of(p.pool.chunk_tokens) if handoff.overlap else 0.0
                 links.append(Link(p.name, d.name, handoff.base_s + chunk_s, per_token))
-        return tuple(links)
+        return Pairs(links)
 
     def _arrive(self, now: float, request: int) -> None:
         """A prompt of one token has nothing to hand over; where only pairs serve, it counts as two."""
@@ -126,16 +143,15 @@ class _Simulation:
             self._disaggregated(now, request, source, self.decode[target], prompt, held)
 
     def _prefill_states(self, now: float, depths: dict[int, int] | None) -> tuple[PrefillState, ...]:
-        each, held = self.trace.block_tokens, (depths or {}).get
-        states = []
-        for worker in self.prefill:
-            queue_s = worker.free_s - now
-            blocks = held(worker.index, 0)
-            if queue_s > 0.0 or blocks:
-                states.append(PrefillState(worker.name, worker.cost, max(0.0, queue_s), blocks * each))
-            else:
-                states.append(worker.idle)
-        return tuple(states)
+        each, held = self.trace.block_tokens, depths or _NO_DEPTHS
+        return tuple(
+            [
+                PrefillState(w.name, w.cost, max(0.0, w.free_s - now), held.get(w.index, 0) * each)
+                if w.free_s > now or w.index in held
+                else w.idle
+                for w in self.prefill
+            ]
+        )
 
     # -- the two ways ----------------------------------------------------------------------------------------------
 

@@ -51,7 +51,10 @@ class Trace(msgspec.Struct, frozen=True):
         return (len(self) - 1) / self.span_s if self.span_s > 0 else math.inf
 
     def at_rate(self, rate: float) -> Trace:
-        """The same requests, with the gaps stretched so that ``rate`` of them arrive a second."""
+        """The same requests, with the gaps stretched so that ``rate`` of them arrive a second; a burst, whose gaps
+        cannot be stretched, evenly."""
+        if self.rate == math.inf:
+            return msgspec.structs.replace(self, arrival_s=array("d", (i / rate for i in range(len(self)))))
         factor = self.rate / rate
         return msgspec.structs.replace(self, arrival_s=array("d", (t * factor for t in self.arrival_s)))
 

@@ -13,13 +13,15 @@ minimises the time of all, not of one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from diptych.chips.cost import CostModel
 from diptych.types import PlacementKind
 
 
-class Demand(msgspec.Struct, frozen=True):
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """What the router knows of a request: its prompt's length, the output expected, and whether it may use the pair."""
 
     prompt_tokens: int
@@ -27,7 +29,7 @@ class Demand(msgspec.Struct, frozen=True):
     may_disaggregate: bool = True
 
 
-class PrefillState(msgspec.Struct, frozen=True):
+class PrefillState(msgspec.Struct, frozen=True, gc=False):
     """One prefill worker now. ``queue_s`` is work accepted before us; ``cached_tokens`` our prefix already there."""
 
     id: str
@@ -36,7 +38,7 @@ class PrefillState(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 
-class DecodeState(msgspec.Struct, frozen=True):
+class DecodeState(msgspec.Struct, frozen=True, gc=False):
     """One decode worker now. ``wait_s`` is the time until a slot is free for us (0 when one is).
 
     ``rival_s`` and ``rival_jobs`` are the work queued on prefill workers that compute on the same cores.
@@ -53,7 +55,7 @@ class DecodeState(msgspec.Struct, frozen=True):
     rival_jobs: int = 0
 
 
-class Link(msgspec.Struct, frozen=True):
+class Link(msgspec.Struct, frozen=True, gc=False):
     """A qualified (prefill, decode) pair: what remains after prefill's last chunk, fixed and per token."""
 
     prefill: str
@@ -62,15 +64,38 @@ class Link(msgspec.Struct, frozen=True):
     s_per_token: float = 0.0
 
 
-class Fleet(msgspec.Struct, frozen=True):
+Tail = tuple[tuple[float, float], tuple[str, ...], tuple[str, ...]]
+
+
+class Links:
+    """The pairs that may be used, grouped once for all snapshots of a fleet that share them.
+
+    ``by_tail`` has (tail, prefill workers, decode workers), every such pair linked with that tail.
+    """
+
+    __slots__ = ("by_tail",)
+
+    def __init__(self, links: Iterable[Link] = ()) -> None:
+        sources: dict[tuple[float, float, str], list[str]] = {}
+        for link in links:
+            sources.setdefault((link.base_s, link.s_per_token, link.decode), []).append(link.prefill)
+        targets: dict[tuple[float, float, tuple[str, ...]], list[str]] = {}
+        for (base_s, s_per_token, target), froms in sources.items():
+            targets.setdefault((base_s, s_per_token, tuple(froms)), []).append(target)
+        self.by_tail: list[Tail] = [
+            ((base_s, each_s), froms, tuple(to)) for (base_s, each_s, froms), to in targets.items()
+        ]
+
+
+class Fleet(msgspec.Struct, frozen=True, gc=False):
     """A snapshot of every worker and of the pairs that may be used."""
 
     prefill: tuple[PrefillState, ...]
     decode: tuple[DecodeState, ...]
-    links: tuple[Link, ...]
+    links: Links
 
 
-class Estimate(msgspec.Struct, frozen=True):
+class Estimate(msgspec.Struct, frozen=True, gc=False):
     """Predicted seconds of one way to serve a request. ``score_s`` adds the delay that it imposes on others."""
 
     kind: PlacementKind
@@ -81,7 +106,7 @@ class Estimate(msgspec.Struct, frozen=True):
     score_s: float
 
 
-class Placement(msgspec.Struct, frozen=True):
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """The way chosen and the best of each kind that was possible."""
 
     chosen: Estimate
@@ -113,7 +138,7 @@ def _best_pair(demand: Demand, fleet: Fleet, decodings: dict[str, tuple[float, f
     ready_s = _readings(handed_over, fleet.prefill)
     waits = {worker.id: worker.wait_s for worker in fleet.decode}
     best: tuple[float, float, str, str] | None = None
-    for (base_s, s_per_token), sources, targets in _by_tail(fleet.links):
+    for (base_s, s_per_token), sources, targets in fleet.links.by_tail:
         ready = [(ready_s[source], source) for source in sources if source in ready_s]
         if not ready:
             continue
@@ -143,30 +168,6 @@ def _readings(handed_over: int, workers: tuple[PrefillState, ...]) -> dict[str, 
             reading_s = cost.prefill_s(handed_over - cached, cached)
         ready_s[worker.id] = worker.queue_s + reading_s
     return ready_s
-
-
-Tail = tuple[tuple[float, float], tuple[str, ...], tuple[str, ...]]
-_grouped: tuple[tuple[Link, ...], list[Tail]] = ((), [])
-
-
-def _by_tail(links: tuple[Link, ...]) -> list[Tail]:
-    """The links as (tail, prefill workers, decode workers), every such pair linked with that tail.
-
-    A fleet passes the same tuple with every snapshot, so the grouping of the last one is kept.
-    """
-    global _grouped  # noqa: PLW0603  a memo of a pure function; the tuple it belongs to is kept beside it
-    last, grouped = _grouped
-    if last is links:
-        return grouped
-    sources: dict[tuple[float, float, str], list[str]] = {}
-    for link in links:
-        sources.setdefault((link.base_s, link.s_per_token, link.decode), []).append(link.prefill)
-    targets: dict[tuple[float, float, tuple[str, ...]], list[str]] = {}
-    for (base_s, s_per_token, target), froms in sources.items():
-        targets.setdefault((base_s, s_per_token, tuple(froms)), []).append(target)
-    grouped = [((base_s, each_s), froms, tuple(to)) for (base_s, each_s, froms), to in targets.items()]
-    _grouped = (links, grouped)
-    return grouped
 
 
 def _score(estimate: Estimate) -> tuple[float, float, str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from diptych.errors import WorkerLost
 from diptych.routing.learned import LearnedCost
-from diptych.routing.placement import DecodeState, Demand, Fleet, Link, Placement, PrefillState, place
+from diptych.routing.placement import DecodeState, Demand, Fleet, Link, Links, Placement, PrefillState, place
 from diptych.routing.remembered import Remembered, Tokens
 from diptych.types import Request
 
@@ -114,7 +114,7 @@ class Router:
         return Fleet(
             tuple(self._prefill_state(name, view, tokens) for name, view in prefill.items()),
             tuple(self._decode_state(name, view, tokens, alone) for name, view in decode.items()),
-            tuple(links.values()),
+            Links(links.values()),
         )
 
     def _demand(self, request: Request) -> Demand:
