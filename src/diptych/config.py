@@ -19,6 +19,9 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 WorkerId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+Chance = Annotated[float, Meta(ge=0, le=1)]
+Transport = Literal["shm", "nixl", "mooncake", "tcp"]
+Transports = Annotated[tuple[Transport, ...], Meta(min_length=1)]
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,13 +89,14 @@ class EmulatedChip(Frozen, frozen=True):
 
 
 class PrefillSettings(EmulatedChip, frozen=True):
-    """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep.
+    """A worker that reads prompts. ``device`` is PyTorch's.
 
+    ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep.
     ``nice`` is how far it gives way to decode on the same cores, from 0 (not at all) to 19.
     """
 
     id: WorkerId = "prefill-0"
-    engine: Literal["torch", "emulated"] = "torch"
+    engine: Literal["torch", "llamacpp", "emulated"] = "torch"
     device: str = "cpu"
     threads: Count = 2
     chunk_tokens: Count = 256
@@ -100,13 +104,16 @@ class PrefillSettings(EmulatedChip, frozen=True):
     active_prompts: Count = 4
     spin: int = 2000
     nice: Annotated[int, Meta(ge=0, le=19)] = 3
+    transports: Transports | None = None
 
 
 class DecodeSettings(EmulatedChip, frozen=True):
-    """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one."""
+    """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one;
+    ``device`` is PyTorch's."""
 
     id: WorkerId = "decode-0"
-    engine: Literal["llamacpp", "emulated"] = "llamacpp"
+    engine: Literal["llamacpp", "torch", "emulated"] = "llamacpp"
+    device: str = "cpu"
     slots: Count = 8
     ctx_per_request: Count = 2560
     n_batch: Count = 128
@@ -115,6 +122,36 @@ class DecodeSettings(EmulatedChip, frozen=True):
     binary: str | None = None
     address: str | None = None
     spin: int = 2000
+    transports: Transports | None = None
+
+
+class FaultSettings(Frozen, frozen=True):
+    """What goes wrong on purpose with each delivery of a chunk of an image, by ``seed``: for tests, soaks and
+    demonstrations. Canaries are left alone, for they ask whether two engines agree, not whether a wire is good."""
+
+    seed: int = 0
+    duplicate: Chance = 0.0
+    reorder: Chance = 0.0
+    delay: Chance = 0.0
+    drop: Chance = 0.0
+    truncate: Chance = 0.0
+    flip: Chance = 0.0
+    cut: Chance = 0.0
+    stall: Chance = 0.0
+    delay_s: Positive = 0.001
+    stall_s: Positive = 10.0
+
+
+class HandoffSettings(Frozen, frozen=True):
+    """How KV travels. ``transports``, the best first, are those of every worker that does not name its own.
+
+    ``return``: an answer's KV goes back to the prefill worker's prefix cache, through ``return_mb`` of shared memory.
+    """
+
+    transports: Transports = ("shm",)
+    returns: bool = msgspec.field(name="return", default=False)
+    return_mb: Count = 64
+    fault: FaultSettings | None = None
 
 
 class RoutingSettings(Frozen, frozen=True):
@@ -141,6 +178,7 @@ class FleetSettings(Frozen, frozen=True):
     model: ModelSettings = ModelSettings()
     prefill: tuple[PrefillSettings, ...] = (PrefillSettings(),)
     decode: tuple[DecodeSettings, ...] = (DecodeSettings(),)
+    handoff: HandoffSettings = HandoffSettings()
     routing: RoutingSettings = RoutingSettings()
     deadlines: Deadlines = Deadlines()
 
@@ -157,13 +195,23 @@ class FleetSettings(Frozen, frozen=True):
             if (one.engine == "emulated") != (one.chip is not None):
                 raise ValueError(f'{one.id}: engine = "emulated" and chip = "..." belong together')
         for worker in self.decode:
-            if worker.n_batch < worker.slots:
+            if worker.engine == "llamacpp" and worker.n_batch < worker.slots:
                 raise ValueError(
                     f"{worker.id}: n_batch = {worker.n_batch} is less than its {worker.slots} slots, of which each "
                     "needs a token of every batch"
                 )
         if not self.decode:
             raise ValueError("at least one [[decode]] worker is needed")
+        for either in self.workers:
+            _check_engine(either)
+
+
+def _check_engine(worker: PrefillSettings | DecodeSettings) -> None:
+    """That no setting is given which the worker's engine would ignore."""
+    if worker.engine == "llamacpp" and worker.device != "cpu":
+        raise ValueError(f'{worker.id}: device is a setting of engine = "torch"; llamacpp runs on the CPU here')
+    if isinstance(worker, DecodeSettings) and worker.engine == "torch" and (worker.binary or worker.address):
+        raise ValueError(f'{worker.id}: binary and address are settings of engine = "llamacpp"')
 
 
 def load(path: Path) -> FleetSettings:

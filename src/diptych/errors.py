@@ -16,7 +16,8 @@ DiptychError
     ├── IncompatibleForms  no conversion exists from the one form to the other
     ├── CorruptKV          count, length, header or digest differ
     ├── StaleWrite         a ticket, lease or epoch that is no longer in force
-    └── LandingFull        the landing area has no room for it now
+    ├── LandingFull        the landing area has no room for it now
+    └── TransportLost      the connection that carried it broke, or never came about
 
 The gateway maps the tree to each dialect's shapes; nothing below it knows a status code.
 """
@@ -104,3 +105,9 @@ class LandingFull(HandoffError):
     """The landing area has no room for this handoff now."""
 
     reason = "landing_full"
+
+
+class TransportLost(HandoffError):
+    """The connection between two workers that carried the KV broke, or never came about."""
+
+    reason = "transport_lost"

@@ -71,6 +71,7 @@ class Timeline:
     def handed_over(self, handed: HandedOver) -> None:
         self._handed, self._handed_at = handed, time.monotonic()
         self.record.cached_tokens = handed.cached_tokens
+        self.record.transport = handed.transport
 
     def recomputed(self, reason: str) -> None:
         """The prompt is read by the decode engine after all."""

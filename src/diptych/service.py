@@ -20,6 +20,7 @@ import msgspec
 from diptych.config import FleetSettings
 from diptych.errors import ContextExceeded, DeadlineExceeded, DiptychError, HandoffError, WorkerError, WorkerLost
 from diptych.fleet import messages as m
+from diptych.fleet.giveback import GiveBack
 from diptych.fleet.handover import HandedOver, hand_over
 from diptych.fleet.peer import Mailbox, Peer
 from diptych.models.chat import ChatFormat
@@ -56,6 +57,7 @@ class Service:
         self.history = Records()
         self._models = models
         self.recomputed: Counter[str] = Counter()
+        self.returned = GiveBack(router.keeps)
 
     async def generate(self, request: Request, only: Way | None = None) -> AsyncGenerator[TokenChunk, None]:
         """The tokens of one request, placed by the router or where ``only`` says. Closing it frees all it holds.
@@ -109,7 +111,7 @@ class Service:
         self.router.began(request, placement)
         box = decode.open(request.id)
         output: list[int] = []
-        finished = False
+        finished, handed = False, None
         try:
             handed = await self._read_elsewhere(request, placement, box, timeline)
             decode.send(m.Decode(request.id, request.prompt, request.sampling, handed.seal if handed else None))
@@ -120,6 +122,8 @@ class Service:
         finally:
             decode.forget(request.id, cancel=not finished)
             self.router.ended(request, placement, output)
+            if finished and handed and self.settings.handoff.returns:
+                self.returned.start(self.peers[handed.prefill], decode, request.id, (*request.prompt, *output[:-1]))
 
     async def _read_elsewhere(
         self, request: Request, placement: Placement, box: Mailbox, timeline: Timeline
@@ -212,6 +216,7 @@ class Service:
             "workers": {name: self._worker_health(peer) for name, peer in self.peers.items()},
             "pairs": [f"{prefill} -> {decode}" for prefill, decode in self.router.links],
             "recomputed": dict(self.recomputed),
+            "returned": dict(self.returned.counts),
         }
 
     def _worker_health(self, peer: Peer) -> dict[str, Any]:
@@ -223,6 +228,7 @@ class Service:
 
     async def close(self) -> None:
         """Leaves the workers; they free what was ours."""
+        await self.returned.close()
         await asyncio.gather(*(peer.close() for peer in self.peers.values()))
 
 

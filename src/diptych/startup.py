@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from diptych.config import Deadlines, FleetSettings
-from diptych.errors import HandoffError, WorkerError
+from diptych.errors import ConfigError, HandoffError, WorkerError
 from diptych.fleet import canary_prompts
+from diptych.fleet.handover import transport_between
 from diptych.fleet.messages import Welcome
 from diptych.fleet.peer import Peer
 from diptych.fleet.qualification import Cache, Measured, impossible, run_canaries
@@ -111,11 +112,13 @@ class _Opening:
     async def _pair(self, prefill: Peer, decode: Peer) -> None:
         """Links the pair if it is qualified and its canaries are still what they were."""
         try:
+            transport = transport_between(self._met[prefill.worker], self._met[decode.worker])
             verdict = await self._qualified(prefill, decode)
             measured = await self._canaries(prefill, decode) if verdict.passed else []
-        except WorkerError as exc:
+        except (WorkerError, HandoffError, ConfigError) as exc:
             log.error("the pair %s -> %s is not used: %s", prefill.worker, decode.worker, exc)
             return
+        log.info("the pair %s -> %s hands over by %s", prefill.worker, decode.worker, transport)
         again = judge([canary.outcome for canary in measured], least_agreement=0.0) if measured else verdict
         self._read[prefill.worker] = [(m.outcome.prompt_tokens - 1, m.prefill_s) for m in measured]
         if again.passed:

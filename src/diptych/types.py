@@ -111,7 +111,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     """The proof of what happened to one request; served at ``GET /diptych/requests/{id}``.
 
     ``kv_tokens`` and ``kv_bytes`` count what the decode engine itself confirmed that it took over.
-    ``recomputed`` is the reason for which a handoff was given up and the prompt read again, or None.
+    ``transport`` carried that KV. ``recomputed`` is the reason for which a handoff was given up and the prompt read
+    again, or None.
     ``served_latency`` is the latency class actually served, which Bedrock echoes.
     """
 
@@ -127,6 +128,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     cached_tokens: int = 0
     kv_tokens: int = 0
     kv_bytes: int = 0
+    transport: str | None = None
     output_tokens: int = 0
     started_at: float = 0.0
     ttft_ms: float | None = None

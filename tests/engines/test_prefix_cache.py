@@ -107,3 +107,15 @@ def test_switched_off_and_cleared() -> None:
     for cache in (off, on):
         check(cache, prompt, 0)
         assert cache.used_bytes == 0
+
+
+def test_the_end_of_a_prompt_may_come_by_itself() -> None:
+    """From elsewhere, behind blocks that are held; where they are gone, nothing could ever find it."""
+    cache, prompt = PrefixCache(100 * BLOCK_BYTES), prompt_of(5, 4, extra=7)
+    start, whole = 2 * BLOCK_TOKENS, kv_of(prompt)
+    rest = KVBuffers(whole.keys[:, :, start : 4 * BLOCK_TOKENS], whole.values[:, :, start : 4 * BLOCK_TOKENS])
+    cache.store(prompt[: 4 * BLOCK_TOKENS], rest, start)
+    assert (cache.match(prompt), cache.used_bytes) == (0, 0)
+    cache.store(prompt[:start], whole)
+    cache.store(prompt[: 4 * BLOCK_TOKENS], rest, start)
+    check(cache, prompt, 4)

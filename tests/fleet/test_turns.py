@@ -4,8 +4,8 @@ from diptych.fleet.turns import AGEING_TOKENS_PER_S, next_turn
 
 
 class Turn:
-    def __init__(self, remaining: int, added_s: float = 0.0, started: bool = False) -> None:
-        self.remaining, self.added_s, self.started = remaining, added_s, started
+    def __init__(self, remaining: int, added_s: float = 0.0, started: bool = False, ready: bool = True) -> None:
+        self.remaining, self.added_s, self.started, self.ready = remaining, added_s, started, ready
 
 
 def test_the_shortest_goes_first_even_when_a_long_one_has_begun() -> None:
@@ -31,6 +31,12 @@ def test_no_more_than_the_limit_hold_buffers() -> None:
     fresh = Turn(10)
     assert next_turn([*started, fresh], 0.0, 2) in started
     assert next_turn([*started, fresh], 0.0, 3) is fresh
+
+
+def test_one_whose_receiver_is_slow_holds_up_nobody() -> None:
+    stalled, other = Turn(10, started=True, ready=False), Turn(500)
+    assert next_turn([stalled, other], 0.0, 4) is other
+    assert next_turn([stalled], 0.0, 4) is None
 
 
 def test_nothing_to_do() -> None:

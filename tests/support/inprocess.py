@@ -85,20 +85,22 @@ class Workers:
     def __init__(self, bundle: ModelBundle, settings: FleetSettings, folder: Path) -> None:
         self.bundle, self.settings = bundle, settings
         self.addresses = {name: f"ipc://{folder}/{name}.sock" for name in ("prefill-0", "decode-0")}
-        self._folder = folder
+        self.folder = folder
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start_decode(self) -> None:
         settings = self.settings.decode[0]
-        self.engine = await start_llamacpp(self.bundle, settings, self._folder)
-        self.landing = Landing(self._folder, settings.landing_mb << 20, receiver=settings.id)
-        worker = DecodeWorker(self.engine, self.landing, settings, self.settings.deadlines, SECRET)
+        self.engine = await start_llamacpp(self.bundle, settings, self.folder)
+        self.landing = Landing(self.folder, settings.landing_mb << 20, receiver=settings.id)
+        worker = DecodeWorker(
+            self.engine, self.landing, settings, self.settings.deadlines, SECRET, self.settings.handoff
+        )
         self._tasks.append(asyncio.create_task(worker.serve(self.addresses[settings.id], self._stop)))
 
     def start_prefill(self, engine: PrefillEngine) -> None:
         settings = self.settings.prefill[0]
-        worker = PrefillWorker(engine, settings, self.settings.deadlines, SECRET)
+        worker = PrefillWorker(engine, settings, self.settings.deadlines, SECRET, self.settings.handoff)
         self._tasks.append(asyncio.create_task(worker.serve(self.addresses[settings.id], self._stop)))
 
     async def close(self) -> None:

@@ -41,13 +41,18 @@ class PrefixCache:
             self._blocks.move_to_end(name)
         return len(held) * BLOCK_TOKENS
 
-    def store(self, prompt: Sequence[int], kv: KVBuffers) -> None:
-        """Keeps the whole blocks of ``prompt``, whose KV is in ``kv``."""
+    def store(self, prompt: Sequence[int], kv: KVBuffers, start: int = 0) -> None:
+        """Keeps the whole blocks of ``prompt``, whose KV from token ``start`` (a block's first) on is in ``kv``.
+
+        Where blocks before ``start`` are no longer held there is nothing to keep the rest behind.
+        """
         block_bytes = (kv.keys[:, :, :BLOCK_TOKENS].nbytes + kv.values[:, :, :BLOCK_TOKENS].nbytes) or 1
         names = list(_names(prompt))[: self.limit_bytes // block_bytes]  # more would push itself out
+        if self.match(prompt) < start:
+            return
         for index, name in enumerate(names):
             if name not in self._blocks:
-                self._insert(name, kv, slice(index * BLOCK_TOKENS, (index + 1) * BLOCK_TOKENS))
+                self._insert(name, kv, slice(index * BLOCK_TOKENS - start, (index + 1) * BLOCK_TOKENS - start))
         for name in reversed(names):
             self._blocks.move_to_end(name)
         while self.used_bytes > self.limit_bytes:

@@ -7,7 +7,7 @@ written once, above it. A decode engine batches by itself, so it is asynchronous
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from diptych.errors import WorkerLost
 from diptych.handoff.contract import KVForm
 from diptych.types import Sampling, TokenChunk
+
+Arrays = Sequence[NDArray[Any]]
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +66,20 @@ class PrefillEngine(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class KeepsKV(Protocol):
+    """A power of a prefill engine: KV that came from elsewhere goes into its prefix cache."""
+
+    def lacking(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """(start, stop): what of ``tokens`` could be kept and is not held yet. Callable from any thread."""
+
+    def keep(self, tokens: Sequence[int], start: int, landed: LandedKV) -> int:
+        """Takes over the KV of ``tokens`` from ``start`` on; returns how many of them are held now.
+
+        On the engine's thread. Raises HandoffError when the proof fails; nothing is kept then.
+        """
+
+
 class LandedKV(Protocol):
     """Sealed KV of ``tokens`` tokens, in the decode engine's form, that waits where the other side wrote it."""
 
@@ -71,10 +87,11 @@ class LandedKV(Protocol):
     def tokens(self) -> int: ...
 
     def admit(self, blocks: Sequence[NDArray[np.uint8]]) -> None:
-        """Copies the rows into ``blocks``, the engine's private memory, and checks the copy.
+        """Copies the KV into ``blocks``, the engine's private memory, and checks the copy.
 
-        One array [tokens, row bytes] a layer: K of every layer in order, then V. May run in a thread. Raises
-        HandoffError when counts, state or digests do not hold; ``blocks`` is then in doubt and must not be used.
+        One array an image of the engine's form, K of every layer in order, then V: [tokens, row bytes] where tokens
+        come first, else [outer, tokens, bytes]. May run in a thread. Raises HandoffError when counts, state or
+        digests do not hold; ``blocks`` is then in doubt and must not be used.
         """
 
 
@@ -95,7 +112,16 @@ class DecodeEngine(Protocol):
     async def close(self) -> None: ...
 
 
-Layers = tuple[NDArray[np.float16], ...]
+@runtime_checkable
+class GivesKV(Protocol):
+    """A power of a decode engine: it gives the KV of a finished request, in the form that it describes."""
+
+    async def give(self, tokens: Sequence[int], start: int) -> tuple[Arrays, Arrays]:
+        """K and V a layer of ``tokens`` from ``start`` on, once nothing else runs. Raises EngineError where they are
+        not held (any more)."""
+
+
+Layers = tuple[NDArray[np.float16 | np.float32], ...]
 
 
 class Reading(NamedTuple):

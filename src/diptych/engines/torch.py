@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diptych.engines.prefix_cache import PrefixCache
-from diptych.engines.protocol import Description, KVSink
+from diptych.engines.prefix_cache import BLOCK_TOKENS, PrefixCache
+from diptych.engines.protocol import Description, KVSink, LandedKV
 from diptych.engines.torch_model import Decoder, KVBuffers
 from diptych.engines.torch_ops import Ops, PortableOps
 from diptych.engines.torch_weights import load_weights
@@ -88,6 +88,20 @@ class TorchPrefill:
     def cached_tokens(self, prompt: Sequence[int]) -> int:
         """Tokens at the start of ``prompt`` whose KV need not be computed again."""
         return self.cache.match(prompt)
+
+    def lacking(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """Whole blocks that the prefix cache does not hold; see KeepsKV."""
+        whole = len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS if self.cache.limit_bytes else 0
+        return min(whole, self.cache.match(tokens)), whole
+
+    def keep(self, tokens: Sequence[int], start: int, landed: LandedKV) -> int:
+        """See KeepsKV."""
+        kv = self.decoder.new_buffers(landed.tokens)
+        host = KVBuffers(kv.keys.cpu(), kv.values.cpu())
+        landed.admit([layer.view(torch.uint8).numpy() for plane in (host.keys, host.values) for layer in plane])
+        kv = KVBuffers(host.keys.to(kv.keys.device), host.values.to(kv.values.device))
+        self.cache.store(tokens, kv, start)
+        return self.cache.match(tokens)
 
     def next_logits(self, prompt: Sequence[int]) -> NDArray[np.float32]:
         """Logits [vocab] of the token after ``prompt``, computed in chunks and without the prefix cache."""

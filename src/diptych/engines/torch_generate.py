@@ -1,6 +1,6 @@
 """The same model on transformers' stock path: what PyTorch alone would do, prompt and answer.
 
-A benchmark's baseline and a test's oracle, never part of serving. The stock modules take the engine's own
+A benchmark's baseline, a test's oracle, and what torch_decode.py serves from. The stock modules take the engine's own
 tensors (rows of the merged matrices are views), so a second copy of the weights is not held.
 """
 

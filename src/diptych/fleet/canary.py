@@ -9,14 +9,18 @@ from numpy.typing import NDArray
 
 from diptych.engines.protocol import Reading
 from diptych.fleet.messages import CanaryResult
+from diptych.handoff.contract import Dtype, KVForm
 
 Floats = NDArray[np.floating]
 
 
-def compare(request_id: str, own: Reading, arrived: Floats, blocks: Sequence[NDArray[np.uint8]]) -> CanaryResult:
-    """One canary's result. ``blocks`` are the landed rows of f16, K of every layer and then V; ``own`` has the last
-    prompt token's rows too, which are never handed over."""
-    landed = [block.view(np.float16) for block in blocks]
+Blocks = Sequence[NDArray[np.uint8]]
+
+
+def compare(request_id: str, form: KVForm, own: Reading, arrived: Floats, blocks: Blocks) -> CanaryResult:
+    """One canary's result. ``blocks`` are the landed images of ``form``, K of every layer and then V; ``own`` has the
+    last prompt token's rows too, which are never handed over."""
+    landed = landed_rows(form, blocks)
     tokens, layers = landed[0].shape[0], len(own.keys)
     top1_own, gap = top1_and_gap(own.logprobs)
     return CanaryResult(
@@ -29,6 +33,23 @@ def compare(request_id: str, own: Reading, arrived: Floats, blocks: Sequence[NDA
         v_row_error=worst_row([rows[:tokens] for rows in own.values], landed[layers:]),
         own_prefill_ms=own.prefill_ms,
     )
+
+
+def landed_rows(form: KVForm, blocks: Blocks) -> list[Floats]:
+    """Each image, [outer, tokens, bytes], as rows [tokens, heads * dim]. For forms whose K and V are apart, not paged
+    and not quantised, as every decode engine's are."""
+    rows = []
+    for image, block in zip(form.images, blocks, strict=True):
+        dtype = (form.keys if image.plane == "k" else form.values).dtype
+        numbers = _numbers(block.reshape(image.outer, -1, image.unit_bytes), dtype)
+        rows.append(numbers.transpose(1, 0, 2).reshape(numbers.shape[1], -1))
+    return rows
+
+
+def _numbers(cells: NDArray[np.uint8], dtype: Dtype) -> Floats:
+    if dtype == "bf16":  # the upper half of a float32
+        return (cells.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return cells.view({"f16": np.float16, "f32": np.float32}[dtype])
 
 
 def kl_nats(own: Floats, other: Floats) -> float:

@@ -26,6 +26,5 @@ def bound(settings: FleetSettings, cores: Sequence[int]) -> dict[str, tuple[int,
 
 def _threads(worker: PrefillSettings | DecodeSettings) -> int:
     """Threads that compute on this machine's cores."""
-    if isinstance(worker, PrefillSettings):
-        return worker.threads if worker.device == "cpu" else 0
-    return worker.threads if worker.address is None else 0
+    elsewhere = worker.device != "cpu" or (isinstance(worker, DecodeSettings) and worker.address is not None)
+    return 0 if elsewhere or worker.engine == "emulated" else worker.threads

@@ -23,16 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from diptych.config import Deadlines, DecodeSettings
-from diptych.engines.protocol import VerifiableDecode
-from diptych.errors import DiptychError, HandoffError, LandingFull, StaleWrite
+from diptych.config import Deadlines, DecodeSettings, HandoffSettings
+from diptych.engines.protocol import Arrays, GivesKV, VerifiableDecode
+from diptych.errors import DiptychError, EngineError, HandoffError, LandingFull, StaleWrite
 from diptych.fleet import messages as m
 from diptych.fleet.canary import compare
 from diptych.fleet.endpoint import Endpoint
 from diptych.fleet.landed import AdmittedKV, Landed
+from diptych.fleet.transports import Doors, Senders
 from diptych.handoff.landing import Landing
 from diptych.handoff.seal import Seal
-from diptych.handoff.ticket import Ticket, sign
+from diptych.handoff.ticket import Ticket, sign, verify
 
 log = logging.getLogger("diptych.decode")
 
@@ -49,13 +50,19 @@ class DecodeWorker:
         settings: DecodeSettings,
         deadlines: Deadlines,
         secret: bytes,
+        handoff: HandoffSettings | None = None,
     ) -> None:
+        """Raises ConfigError where a transport cannot be had."""
+        handoff = handoff or HandoffSettings()
+        names = settings.transports or handoff.transports
         self._engine = engine
         self._landing = landing
+        self._doors = Doors(landing, names, secret)
+        self._senders = Senders(names, secret, handoff.fault) if handoff.returns else None
         self._deadlines = deadlines
         self._secret = secret
         self._welcome = m.Welcome(
-            settings.id, "decode", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
+            settings.id, "decode", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname(), names
         )
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._handoffs: dict[Key, Ticket] = {}
@@ -76,6 +83,9 @@ class DecodeWorker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._endpoint.close()
+            self._doors.close()
+            if self._senders is not None:
+                self._senders.close()
             self._landing.close()
             await self._engine.close()
 
@@ -89,6 +99,8 @@ class DecodeWorker:
             self._start((client, message.id), self._decode((client, message.id), message))
         elif isinstance(message, m.Canary):
             self._start((client, message.id), self._canary((client, message.id), message))
+        elif isinstance(message, m.GiveBack):
+            self._start((client, message.id), self._give_back((client, message.id), message))
         elif isinstance(message, m.Cancel):
             self._drop((client, message.id))
 
@@ -143,16 +155,16 @@ class DecodeWorker:
 
     async def _find_room(self, message: m.Offer) -> Ticket:
         """The landing place, first come first served. Raises IncompatibleForms when there never is one."""
+        form, via = self._welcome.description.form, self._doors.via(message.transport)
         turn = asyncio.Event()
         if not self._room:
             turn.set()
         self._room.append(turn)
-        form = self._welcome.description.form
         try:
             while True:
                 await turn.wait()
                 try:
-                    return self._landing.offer(message.id, form, message.tokens, self._deadlines.prefill_s)
+                    return self._landing.offer(message.id, form, message.tokens, self._deadlines.prefill_s, via)
                 except LandingFull:
                     turn.clear()
         finally:
@@ -187,13 +199,32 @@ class DecodeWorker:
         loop = asyncio.get_running_loop()
         return Landed(self._landing, ticket, seal, lambda: loop.call_soon_threadsafe(self._wake_next))
 
+    async def _give_back(self, key: Key, message: m.GiveBack) -> None:
+        """The KV of a finished answer, written where the prefill worker wants it."""
+        if self._senders is None or not isinstance(self._engine, GivesKV):
+            raise EngineError("this worker gives no KV back")
+        ticket = verify(message.ticket, self._secret, time.time())
+        keys, values = await self._engine.give(message.tokens, message.start)
+        seal = await asyncio.to_thread(self._write_back, ticket, keys, values)
+        self._endpoint.send(key[0], m.GivenBack(message.id, seal))
+
+    def _write_back(self, ticket: Ticket, keys: Arrays, values: Arrays) -> Seal:
+        assert self._senders is not None
+        writer = self._senders.open_writer(ticket, self._welcome.description.form)
+        try:
+            writer.write(0, keys, values)
+            return writer.seal()
+        finally:
+            writer.abort()
+
     async def _canary(self, key: Key, message: m.Canary) -> None:
         """The landed KV beside the engine's own: rows, and what each makes of the next token."""
         landed = self._landed(key, message.seal)
         form = self._welcome.description.form
-        blocks = [np.empty((landed.tokens, image.unit_bytes), np.uint8) for image in form.images]
+        shapes = [(image.outer, image.units(landed.tokens), image.unit_bytes) for image in form.images]
+        blocks = [np.empty(shape, np.uint8) for shape in shapes]
         await asyncio.to_thread(landed.admit, blocks)
         self._handoffs.pop(key, None)
         own = await self._engine.own_reading(message.prompt)
         arrived = await self._engine.next_logprobs(message.prompt, AdmittedKV(landed.tokens, blocks))
-        self._endpoint.send(key[0], compare(message.id, own, arrived, blocks))
+        self._endpoint.send(key[0], compare(message.id, form, own, arrived, blocks))

@@ -10,6 +10,7 @@ from diptych.config import Deadlines
 from diptych.errors import WorkerLost
 from diptych.fleet import messages as m
 from diptych.fleet.peer import Mailbox, Peer
+from diptych.handoff.choice import choose
 from diptych.handoff.seal import Seal
 
 
@@ -17,6 +18,8 @@ class HandedOver(msgspec.Struct, frozen=True):
     """A sealed handoff: what the decode worker needs to admit it, and what each part took."""
 
     seal: Seal
+    prefill: str
+    transport: str
     cached_tokens: int
     offer_ms: float
     queue_ms: float
@@ -24,6 +27,19 @@ class HandedOver(msgspec.Struct, frozen=True):
     compute_ms: float
     convert_ms: float
     tail_ms: float
+
+
+def transport_between(source: m.Welcome, target: m.Welcome) -> str:
+    """The best that both have; shared memory is none between two machines. Raises ConfigError."""
+    near = source.host == target.host
+    return choose(source.transports, [name for name in target.transports if near or name != "shm"])
+
+
+def met(peer: Peer) -> m.Welcome:
+    """What the worker said of itself. Raises WorkerLost when it is not there."""
+    if peer.welcome is None:
+        raise WorkerLost(f"{peer.worker} is not running")
+    return peer.welcome
 
 
 async def hand_over(
@@ -39,9 +55,8 @@ async def hand_over(
     ``landing`` is the caller's mailbox at the decode worker. Raises WorkerError or HandoffError; the region at the
     decode worker is then still the caller's to cancel.
     """
-    if prefill.welcome is None:
-        raise WorkerLost(f"{prefill.worker} is not running")
-    decode.send(m.Offer(request_id, len(prompt) - 1))
+    transport = transport_between(met(prefill), met(decode))
+    decode.send(m.Offer(request_id, len(prompt) - 1, transport))
     offered = await landing.expect(m.Offered, deadlines.offer_s)
     box = prefill.open(request_id)
     finished = False
@@ -53,6 +68,8 @@ async def hand_over(
         prefill.forget(request_id, cancel=not finished)
     return HandedOver(
         sealed.seal,
+        prefill.worker,
+        transport,
         sealed.cached_tokens,
         offered.waited_ms,
         sealed.queue_ms,

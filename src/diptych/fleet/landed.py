@@ -41,4 +41,4 @@ class AdmittedKV(NamedTuple):
 
     def admit(self, blocks: Blocks) -> None:
         for target, source in zip(blocks, self.blocks, strict=True):
-            target[...] = source
+            target[...] = source.reshape(target.shape)

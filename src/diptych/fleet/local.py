@@ -37,7 +37,9 @@ class LocalWorkers:
             directory=str(self._rundir.path / worker.id),
             secret=self._secret,
             model=self._model,
+            context_tokens=max(decode.ctx_per_request for decode in self._settings.decode),
             deadlines=self._settings.deadlines,
+            handoff=self._settings.handoff,
             prefill=worker if isinstance(worker, PrefillSettings) else None,
             decode=worker if isinstance(worker, DecodeSettings) else None,
         )

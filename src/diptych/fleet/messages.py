@@ -3,6 +3,7 @@
     service -> prefill worker:  Hello Ping Prefill Cancel            <- Welcome Pong Sealed Failed
     service -> decode worker:   Hello Ping Offer Decode Canary Cancel <- Welcome Pong Offered Tokens CanaryResult
                                                                         Failed
+    the way back (giveback.py): to prefill TakeBack Keep <- Wanted Kept; to decode GiveBack <- GivenBack
 ``id`` is the request's id; a reply carries the id of what it answers.
 """
 
@@ -14,6 +15,9 @@ from diptych import errors
 from diptych.engines.protocol import Description
 from diptych.handoff.seal import Seal
 from diptych.types import Sampling, TokenChunk
+
+CANARY = "canary-"
+"""How the request ids of canaries begin."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -37,10 +41,12 @@ class Prefill(Message, frozen=True):
 
 
 class Offer(Message, frozen=True):
-    """Asks the decode worker for a place to land the KV of ``tokens`` tokens; waits while it is full."""
+    """Asks the decode worker for a place where the KV of ``tokens`` tokens may land by ``transport``; waits while it
+    is full."""
 
     id: str
     tokens: int
+    transport: str = "shm"
 
 
 class Decode(Message, frozen=True):
@@ -60,6 +66,30 @@ class Canary(Message, frozen=True):
     seal: Seal
 
 
+class TakeBack(Message, frozen=True):
+    """Asks a prefill worker what it lacks of the KV of ``tokens``, and where that may land by ``transport``."""
+
+    id: str
+    tokens: tuple[int, ...]
+    transport: str
+
+
+class GiveBack(Message, frozen=True):
+    """Has a decode worker write the KV of ``tokens`` from ``start`` on where ``ticket`` says, when it is idle."""
+
+    id: str
+    tokens: tuple[int, ...]
+    start: int
+    ticket: bytes
+
+
+class Keep(Message, frozen=True):
+    """Has a prefill worker prove what came back and put it into its prefix cache."""
+
+    id: str
+    seal: Seal
+
+
 class Cancel(Message, frozen=True):
     """Stop and free everything that belongs to this id. Unknown ids are ignored: it may be over already."""
 
@@ -67,7 +97,7 @@ class Cancel(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Who answers. ``instance`` differs after every restart; ``kv_form`` is what this worker makes or wants."""
+    """Who answers. ``instance`` differs after every restart; ``transports`` are its own, the best first."""
 
     worker: str
     role: str
@@ -75,6 +105,7 @@ class Welcome(Message, frozen=True):
     description: Description
     pid: int
     host: str
+    transports: tuple[str, ...] = ("shm",)
 
 
 class Pong(Message, frozen=True):
@@ -102,6 +133,29 @@ class Sealed(Message, frozen=True):
     compute_ms: float
     convert_ms: float
     tail_ms: float
+
+
+class Wanted(Message, frozen=True):
+    """Tokens ``start`` to ``stop`` may come back by ``ticket``; an empty one: too few are lacking, or no room."""
+
+    id: str
+    ticket: bytes
+    start: int
+    stop: int
+
+
+class GivenBack(Message, frozen=True):
+    """What was asked to be given back is written."""
+
+    id: str
+    seal: Seal
+
+
+class Kept(Message, frozen=True):
+    """The first ``tokens`` tokens are in the prefix cache."""
+
+    id: str
+    tokens: int
 
 
 class Tokens(Message, frozen=True):
@@ -154,8 +208,8 @@ class Failed(Message, frozen=True):
         return error
 
 
-ToWorker = Hello | Ping | Prefill | Offer | Decode | Canary | Cancel
-FromWorker = Welcome | Pong | Offered | Sealed | Tokens | CanaryResult | Failed
+ToWorker = Hello | Ping | Prefill | Offer | Decode | Canary | TakeBack | GiveBack | Keep | Cancel
+FromWorker = Welcome | Pong | Offered | Sealed | Wanted | GivenBack | Kept | Tokens | CanaryResult | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

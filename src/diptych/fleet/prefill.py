@@ -1,7 +1,9 @@
 """The prefill worker: one engine thread that computes chunks in turn, and the loop that talks.
 
-loop:    on_message -> Job -------------------------------> seal (executor) -> Sealed
-engine:            next_turn -> one chunk -> ... -> last chunk ^
+loop:    on_message -> Job -> open (executor) ---------------------> seal (executor) -> Sealed
+engine:                         next_turn -> one chunk -> ... -> last chunk ^
+Whatever may wait for another machine (greeting it, the end of a delivery) happens in the executor: neither the loop
+nor the engine waits for a connection.
 """
 
 from __future__ import annotations
@@ -12,17 +14,22 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from diptych.config import Deadlines, PrefillSettings
-from diptych.engines.protocol import PrefillEngine
-from diptych.errors import HandoffError
+from diptych.config import Deadlines, HandoffSettings, PrefillSettings
+from diptych.engines.protocol import KeepsKV, PrefillEngine
+from diptych.errors import HandoffError, TransportLost, WorkerLost
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
 from diptych.fleet.lifeline import give_back_memory
+from diptych.fleet.taken_back import TakenBack
+from diptych.fleet.transports import Doors, Senders
 from diptych.fleet.turns import next_turn
-from diptych.handoff import transports
-from diptych.handoff.ticket import verify
+from diptych.handoff.landing import Landing
+from diptych.handoff.ticket import Ticket, verify
 from diptych.handoff.writer import Writer
 
 Key = tuple[bytes, str]
@@ -30,14 +37,21 @@ Key = tuple[bytes, str]
 IDLE_S = 2.0
 """Seconds without work after which freed memory goes back to the system."""
 
+FULL_S = 0.002
+"""How soon to look again at a job whose receiver takes no more for now."""
+
+WAITING = 64
+"""Handoffs that may wait for the other side at once; a thread each, only while they do."""
+
 
 class Job:
     """One prompt on its way: its writer, its steps (from the first turn on), and its times."""
 
-    def __init__(self, key: Key, message: m.Prefill, writer: Writer) -> None:
+    writer: Writer
+
+    def __init__(self, key: Key, message: m.Prefill) -> None:
         self.key = key
         self.prompt = message.prompt
-        self.writer = writer
         self.steps: Generator[int, None, int] | None = None
         self.added_s = time.monotonic()
         self.first_s = 0.0
@@ -53,23 +67,59 @@ class Job:
     def started(self) -> bool:
         return self.steps is not None
 
+    @property
+    def ready(self) -> bool:
+        return self.writer.ready
+
+    def told(self, error: Exception) -> Exception:
+        """``error`` as the service is told: a receiver that is lost is not this worker."""
+        lost = isinstance(error, WorkerLost) and error is self.writer.error
+        return TransportLost(str(error)) if lost else error
+
 
 class PrefillWorker:
     """Serves one engine at ``address``. Everything but :meth:`_compute` runs on the event loop."""
 
-    def __init__(self, engine: PrefillEngine, settings: PrefillSettings, deadlines: Deadlines, secret: bytes) -> None:
+    def __init__(
+        self,
+        engine: PrefillEngine,
+        settings: PrefillSettings,
+        deadlines: Deadlines,
+        secret: bytes,
+        handoff: HandoffSettings | None = None,
+        returns: Landing | None = None,
+    ) -> None:
+        """``returns`` is where answers' KV may land, if any may. Raises ConfigError where a transport cannot be had."""
+        handoff = handoff or HandoffSettings()
+        names = settings.transports or handoff.transports
         self._engine = engine
         self._settings = settings
         self._deadlines = deadlines
         self._secret = secret
         self._welcome = m.Welcome(
-            settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
+            settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname(), names
         )
-        self._jobs: dict[Key, Job] = {}
-        self._transports: dict[str, transports.Sender] = {}
+        self._opening: set[Job] = set()
+        self._jobs: set[Job] = set()
+        self._senders = Senders(names, secret, handoff.fault)
+        self._waiting = ThreadPoolExecutor(WAITING, thread_name_prefix="handoff-wait")
+        self._taken = self._takes_back(returns, names) if returns is not None else None
+        self._errands: deque[Callable[[], None]] = deque()
         self._work = threading.Condition()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def _takes_back(self, landing: Landing, names: Sequence[str]) -> TakenBack | None:
+        if not isinstance(self._engine, KeepsKV):
+            landing.close()
+            return None
+        doors, form = Doors(landing, names, self._secret), self._welcome.description.form
+        return TakenBack(self._engine, form, landing, doors, self._secret, self._run_errand, self._post)
+
+    def _run_errand(self, errand: Callable[[], None]) -> None:
+        with self._work:
+            self._errands.append(errand)
+            self._work.notify()
 
     async def serve(self, address: str, stop: asyncio.Event) -> None:
         """Runs until ``stop``."""
@@ -85,8 +135,10 @@ class PrefillWorker:
                 self._work.notify()
             await asyncio.to_thread(thread.join)
             self._endpoint.close()
-            for transport in self._transports.values():
-                transport.close()
+            await asyncio.to_thread(self._waiting.shutdown)
+            self._senders.close()
+            if self._taken is not None:
+                self._taken.close()
 
     def welcome(self) -> m.Welcome:
         return self._welcome
@@ -94,58 +146,95 @@ class PrefillWorker:
     def on_message(self, client: bytes, message: m.ToWorker) -> None:
         if isinstance(message, m.Prefill):
             self._accept(client, message)
+        elif isinstance(message, m.TakeBack | m.Keep):
+            self._take_back((client, message.id), message)
         elif isinstance(message, m.Cancel):
             self._cancel((client, message.id))
 
+    def _take_back(self, key: Key, message: m.TakeBack | m.Keep) -> None:
+        try:
+            if self._taken is None:
+                self._endpoint.send(key[0], m.Wanted(message.id, b"", 0, 0))
+            elif isinstance(message, m.Keep):
+                self._taken.keep(key, message)
+            else:
+                self._endpoint.send(key[0], self._taken.want(key, message))
+        except HandoffError as exc:
+            self._endpoint.send(key[0], m.Failed.of(message.id, exc))
+
     def on_client_lost(self, client: bytes) -> None:
-        for key in [key for key in self._jobs if key[0] == client]:
+        if self._taken is not None:
+            self._taken.lost(client)
+        for key in {job.key for job in (*self._jobs, *self._opening) if job.key[0] == client}:
             self._cancel(key)
 
     def _accept(self, client: bytes, message: m.Prefill) -> None:
+        job = Job((client, message.id), message)
         try:
             ticket = verify(message.ticket, self._secret, time.time())
-            writer = self._transport(ticket.transport).open_writer(ticket, self._welcome.description.form)
+            if self._senders.waits(ticket):
+                self._spawn(self._open(job, ticket))
+                return
+            job.writer = self._writer(ticket)
         except HandoffError as exc:
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
+        self._add(job)
+
+    async def _open(self, job: Job, ticket: Ticket) -> None:
+        self._opening.add(job)
+        try:
+            job.writer = await self._loop.run_in_executor(self._waiting, self._writer, ticket)
+        except Exception as exc:  # noqa: BLE001  # whatever a transfer library raises ends this job and no other
+            self._endpoint.send(job.key[0], m.Failed.of(job.key[1], exc))
+        else:
+            self._add(job)  # where it was cancelled meanwhile, the engine thread ends it
+        finally:
+            self._opening.discard(job)
+
+    def _writer(self, ticket: Ticket) -> Writer:
+        return self._senders.open_writer(ticket, self._welcome.description.form)
+
+    def _add(self, job: Job) -> None:
         with self._work:
-            self._jobs[client, message.id] = Job((client, message.id), message, writer)
+            self._jobs.add(job)
             self._work.notify()
 
-    def _transport(self, name: str) -> transports.Sender:
-        """One of a kind for all handoffs: it keeps what is mapped and connected."""
-        if name not in self._transports:
-            self._transports[name] = transports.load(name, self._secret)
-        return self._transports[name]
-
     def _cancel(self, key: Key) -> None:
+        if self._taken is not None:
+            self._taken.drop(key)
         with self._work:
-            job = self._jobs.get(key)
-            if job is not None:
-                job.cancelled = True
-                self._work.notify()
+            for job in (*self._jobs, *self._opening):
+                job.cancelled |= job.key == key
+            self._work.notify()
 
     def _compute(self) -> None:
         """The engine thread: one chunk of one job at a time, until closing."""
         while (job := self._take()) is not None:
+            if not isinstance(job, Job):
+                job()
+                continue
             try:
                 self._step(job)
             except Exception as exc:  # noqa: BLE001  # whatever the engine raises ends this job and no other
                 self._end(job, exc)
-        for job in list(self._jobs.values()):
+        for job in list(self._jobs):
             self._end(job, None)
         self._engine.close()
 
-    def _take(self) -> Job | None:
+    def _take(self) -> Job | Callable[[], None] | None:
+        """What is next: an errand (they are short), a job that has a turn; None when closing."""
         trimmed = False
         with self._work:
             while not self._closing:
-                jobs = self._jobs.values()
-                over = next((job for job in jobs if job.cancelled), None)
-                job = over or next_turn(jobs, time.monotonic(), self._settings.active_prompts)
+                if self._errands:
+                    return self._errands.popleft()
+                over = next((job for job in self._jobs if job.cancelled), None)
+                job = over or next_turn(self._jobs, time.monotonic(), self._settings.active_prompts)
                 if job is not None:
                     return job
-                if not self._work.wait(IDLE_S) and not trimmed:
+                idle = not self._work.wait(FULL_S if self._jobs else IDLE_S)
+                if idle and not self._jobs and not trimmed:
                     trimmed = give_back_memory()
             return None
 
@@ -170,30 +259,29 @@ class PrefillWorker:
         if job.steps is not None:
             job.steps.close()
         with self._work:
-            self._jobs.pop(job.key, None)
-        job.writer.abort()
-        if error is not None:
-            self._post(job.key, m.Failed.of(job.key[1], error))
+            self._jobs.discard(job)
+        told = None if error is None else job.told(error)  # before giving up becomes the writer's error
+        self._waiting.submit(job.writer.abort)
+        if told is not None:
+            self._post(job.key, m.Failed.of(job.key[1], told))
 
     def _finish(self, job: Job, cached_tokens: int) -> None:
         with self._work:
-            self._jobs.pop(job.key, None)
-        self._loop.call_soon_threadsafe(self._start_seal, job, cached_tokens)
+            self._jobs.discard(job)
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._seal(job, cached_tokens)))
 
-    def _start_seal(self, job: Job, cached_tokens: int) -> None:
-        task = asyncio.create_task(self._seal(job, cached_tokens))
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _seal(self, job: Job, cached_tokens: int) -> None:
         began = time.monotonic()
         try:
-            seal = await asyncio.to_thread(job.writer.seal)
-        except HandoffError as exc:
-            self._endpoint.send(job.key[0], m.Failed.of(job.key[1], exc))
+            seal = await self._loop.run_in_executor(self._waiting, job.writer.seal)
+        except Exception as exc:  # noqa: BLE001  # whatever a transfer library raises ends this job and no other
+            self._endpoint.send(job.key[0], m.Failed.of(job.key[1], job.told(exc)))
             return
-        finally:
-            job.writer.abort()
         sealed = m.Sealed(
             id=job.key[1],
             seal=seal,

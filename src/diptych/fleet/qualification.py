@@ -18,6 +18,7 @@ from diptych.config import Deadlines
 from diptych.errors import HandoffError, WorkerError
 from diptych.fleet import messages as m
 from diptych.fleet.handover import hand_over
+from diptych.fleet.messages import CANARY
 from diptych.fleet.peer import Peer
 from diptych.fleet.verdict import CanaryOutcome, Verdict
 from diptych.handoff.contract import VERSION
@@ -35,7 +36,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 async def run_canary(prefill: Peer, decode: Peer, prompt: Sequence[int], deadlines: Deadlines) -> Measured:
     """Raises WorkerError or HandoffError when the canary cannot be run at all."""
-    request_id = f"canary-{uuid.uuid4().hex}"
+    request_id = f"{CANARY}{uuid.uuid4().hex}"
     box = decode.open(request_id)
     try:
         handed = await hand_over(prefill, decode, box, request_id, prompt, deadlines)

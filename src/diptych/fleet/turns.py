@@ -23,6 +23,10 @@ class Turn(Protocol):
     @property
     def started(self) -> bool: ...
 
+    @property
+    def ready(self) -> bool:
+        """False while what takes its chunks is full: computing one would hold up everybody else's."""
+
 
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
 
@@ -31,5 +35,5 @@ def next_turn(turns: Iterable[AnyTurn], now_s: float, active_limit: int) -> AnyT
     """The turn to give a chunk, or None. At most ``active_limit`` prompts hold KV buffers at once."""
     everyone = list(turns)
     full = sum(turn.started for turn in everyone) >= active_limit
-    eligible = [turn for turn in everyone if turn.started or not full]
+    eligible = [turn for turn in everyone if turn.ready and (turn.started or not full)]
     return min(eligible, key=lambda turn: turn.remaining - AGEING_TOKENS_PER_S * (now_s - turn.added_s), default=None)

@@ -71,6 +71,16 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name=f"handoff-{ticket.handoff_id[:8]}", daemon=True)
         self._thread.start()
 
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`write` would return at once: there is room, or an error to be raised."""
+        return self._error is not None or not self._queue.full()
+
+    @property
+    def error(self) -> Exception | None:
+        """What went wrong on the way, once it did."""
+        return self._error
+
     def write(
         self,
         token_start: int,

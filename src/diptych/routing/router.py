@@ -5,7 +5,7 @@ No I/O and no clock: the service tells it what happened. The decision itself is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -159,6 +159,10 @@ class Router:
         view.reading_s.pop(request.id, None)
         view.cost.saw_prefill(len(request.prompt) - 1 - cached, cached, seconds)
         view.held.add(request.id, request.prompt)
+
+    def keeps(self, worker: str, request_id: str, tokens: Sequence[int]) -> None:
+        """A prefill worker holds these tokens now, although it did not read them all."""
+        self.prefill[worker].held.add(request_id, tokens)
 
     def read_alone(self, worker: str, new: int, cached: int, seconds: float) -> None:
         """A decode worker has read a prompt itself."""

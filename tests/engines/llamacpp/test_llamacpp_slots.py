@@ -114,3 +114,38 @@ async def test_failure_ends_every_wait() -> None:
     results = await asyncio.gather(*waiters, return_exceptions=True)
     assert [str(result) for result in results] == ["gone"] * 3
     assert slots.waiting == 0
+
+
+async def test_a_free_slot_that_holds_all_of_it_can_be_taken() -> None:
+    slots = await holding((1, 2, 3), (1, 2, 3, 4), ())
+    slot = slots.take((1, 2, 3, 4))
+    assert slot is not None
+    assert slot.index == 1
+    assert slots.take((1, 2, 3, 4)) is None, "somebody has it"
+    assert slots.take((1, 5)) is None
+    slots.release(slot)
+    assert len(slot.tokens) == 4
+
+
+async def test_idle_is_when_nothing_runs_or_waits() -> None:
+    slots = await holding((1,))
+    slot = await slots.acquire((1,), overwrite=False)
+    waiting, idle = asyncio.create_task(slots.acquire((2,), overwrite=False)), asyncio.create_task(slots.idle())
+    await asyncio.sleep(0)
+    slots.release(slot)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not idle.done(), "another one had waited"
+    slots.release(await waiting)
+    await idle
+    await slots.idle()
+
+
+async def test_idle_after_the_last_one_gave_up_waiting() -> None:
+    slots = await holding((1,))
+    slot = await slots.acquire((1,), overwrite=False)
+    waiting, idle = asyncio.create_task(slots.acquire((2,), overwrite=False)), asyncio.create_task(slots.idle())
+    await asyncio.sleep(0)
+    slots.release(slot)
+    waiting.cancel()
+    await asyncio.wait_for(idle, 5)

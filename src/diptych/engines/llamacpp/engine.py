@@ -24,7 +24,7 @@ from diptych.engines.llamacpp.settings import Model, Settings
 from diptych.engines.llamacpp.slotfile import SlotForm, parse
 from diptych.engines.llamacpp.slots import Slot, Slots
 from diptych.engines.llamacpp.takeover import Takeover, confirm
-from diptych.engines.protocol import Description, LandedKV, Reading
+from diptych.engines.protocol import Arrays, Description, LandedKV, Reading
 from diptych.errors import (
     ConfigError,
     ContextExceeded,
@@ -45,6 +45,14 @@ class Rows(msgspec.Struct, frozen=True):
 
     keys: tuple[npt.NDArray[np.float16], ...]
     values: tuple[npt.NDArray[np.float16], ...]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """How far the reading of a prompt is; ``rows`` come with the last step. ``cached`` tokens were there before."""
+
+    done: int
+    cached: int
+    rows: Rows | None = None
 
 
 class LlamaCppDecode:
@@ -166,6 +174,46 @@ class LlamaCppDecode:
             data = await saved(self._server.client, held.slot.index, Path(self._settings.slot_dir))
         return _rows(data, prompt)
 
+    async def read(self, prompt: Sequence[int], chunk_tokens: int, *, reuse: bool) -> AsyncGenerator[Step, None]:
+        """Computes the KV of every token of ``prompt`` in steps, and gives it with the last one.
+
+        Closing the generator between steps gives the rest up. Raises WorkerError.
+        """
+        ask = Sampling(max_tokens=1, temperature=0, ignore_eos=True)
+        ends = [*range(chunk_tokens, len(prompt), chunk_tokens), len(prompt)]
+        cached: int | None = None
+        async with self._slot(prompt, None) as held:
+            for end in ends:
+                again = cached is not None or (reuse and held.reuse)
+                body = wire.completion(prompt[:end], ask, held.slot.index, reuse=again, stream=False)
+                answer = wire.event.decode(await self._server.client.call("POST", "/completion", body))
+                cached = (answer.cached or 0) if cached is None else cached
+                yield Step(end, cached)
+            data = await saved(self._server.client, held.slot.index, Path(self._settings.slot_dir))
+            rows = _rows(data, prompt)
+            held.slot.hold(prompt)
+        yield Step(len(prompt), cached or 0, rows)
+
+    async def give(self, tokens: Sequence[int], start: int) -> tuple[Arrays, Arrays]:
+        """See GivesKV. Saving a slot holds up the server, so it waits until nothing runs."""
+        await self._slots.idle()
+        slot = self._slots.take(tokens)
+        if slot is None:
+            raise EngineError("the KV of this answer is no longer held")
+        try:
+            data = await saved(self._server.client, slot.index, Path(self._settings.slot_dir))
+        finally:
+            self._slots.release(slot)
+        rows = _rows(data, tokens, start)
+        heads = self._model.form.geometry.kv_heads
+        keys, values = ([layer.reshape(len(layer), heads, -1) for layer in p] for p in (rows.keys, rows.values))
+        return keys, values
+
+    @property
+    def lost(self) -> WorkerLost | None:
+        """How the server's process ended, if it did."""
+        return self._lost
+
     async def ended(self) -> WorkerLost:
         """Returns when the server's process has ended; never for a server that is somebody else's."""
         await self._over.wait()
@@ -246,12 +294,14 @@ def _pieces(bundle: ModelBundle) -> list[bytes]:
     return [chat.token_text(token) for token in range(bundle.geometry.vocab)]
 
 
-def _rows(data: bytes, prompt: Sequence[int]) -> Rows:
+def _rows(data: bytes, prompt: Sequence[int], start: int = 0) -> Rows:
+    """The rows of ``prompt`` from ``start`` on. A slot may hold more: what was generated after it."""
     file = parse(data)
-    if file.tokens != tuple(prompt):
-        raise EngineError(f"the saved slot holds {len(file.tokens)} tokens, the prompt has {len(prompt)}")
+    if file.tokens[: len(prompt)] != tuple(prompt):
+        raise EngineError(f"the saved slot holds {len(file.tokens)} other tokens than the {len(prompt)} asked for")
+    count = len(prompt) - start
     arrays = [
-        np.frombuffer(data, np.float16, len(prompt) * row_bytes // 2, offset).reshape(len(prompt), -1)
+        np.frombuffer(data, np.float16, count * row_bytes // 2, offset + start * row_bytes).reshape(count, -1)
         for offset, row_bytes in file.rows
     ]
     layers = len(arrays) // 2

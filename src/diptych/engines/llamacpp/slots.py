@@ -45,6 +45,8 @@ class Slots:
         self._free = list(self._all)
         self._queue: deque[asyncio.Future[None]] = deque()
         self._clock = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def busy(self) -> list[Slot]:
@@ -69,14 +71,30 @@ class Slots:
             await self._turn()
         slot = self._choose(_tokens(prompt), overwrite=overwrite)
         self._free.remove(slot)
+        self._idle.clear()
         self._wake()
         return slot
+
+    def take(self, tokens: Sequence[int]) -> Slot | None:
+        """A free slot that holds all of ``tokens``, for the caller alone until :meth:`release`; None: there is none."""
+        wanted = _tokens(tokens)
+        slot = next((slot for slot in self._free if slot.shares(wanted) == len(wanted)), None)
+        if slot is not None:
+            self._free.remove(slot)
+            self._idle.clear()
+        return slot
+
+    async def idle(self) -> None:
+        """Returns when no slot is in use and nobody waits for one."""
+        while self.busy or self._queue:
+            await self._idle.wait()
 
     def release(self, slot: Slot) -> None:
         self._clock += 1
         slot.used, slot.busy_tokens = self._clock, 0
         self._free.append(slot)
         self._wake()
+        self._note_idle()
 
     def fail(self, error: Exception) -> None:
         """Ends every wait with ``error``."""
@@ -101,6 +119,11 @@ class Slots:
     def _leave(self, turn: asyncio.Future[None]) -> None:
         if turn in self._queue:
             self._queue.remove(turn)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if len(self._free) == len(self._all) and not self._queue:
+            self._idle.set()
 
     def _wake(self) -> None:
         """Tells the head of the queue that a slot is free."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Protocol, cast
 
 from diptych.errors import ConfigError
+from diptych.handoff.choice import choose as choose
 from diptych.handoff.contract import KVForm
 from diptych.handoff.landing import Landing
 from diptych.handoff.plan import plan
@@ -65,14 +65,6 @@ def load(name: str, key: bytes = b"", **options: Any) -> Sender:
 def open_door(name: str, landing: Landing, key: bytes = b"", **options: Any) -> Door:
     """The receiver's end. ``options`` are the transport's own (host, encrypted). Raises ConfigError."""
     return cast("Door", _module(name).Door(landing, key, **options))
-
-
-def choose(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    """The best transport that both ends have; ``ours`` has the best first. Raises ConfigError."""
-    for name in ours:
-        if name in theirs:
-            return name
-    raise ConfigError(f"no transport in common: one end has {', '.join(ours)}, the other {', '.join(theirs)}")
 
 
 def _module(name: str) -> ModuleType:
