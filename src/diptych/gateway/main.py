@@ -22,6 +22,8 @@ from diptych.gateway.app import build_app
 from diptych.gateway.auth import Key, Keys
 from diptych.gateway.auth.keys import check_exposure
 from diptych.gateway.banner import banner
+from diptych.gateway.features import Features
+from diptych.gateway.guardrails.policy import Guardrails
 from diptych.gateway.intake import Limits
 from diptych.gateway.server import GatewayServer, Listen
 from diptych.gateway.tls import certificates
@@ -64,7 +66,8 @@ async def serve(spec: GatewaySpec) -> None:
     listen = spec.settings.gateway
     limits = Limits(body_bytes=listen.max_body_mb * 1_000_000)
     tls = certificates(cache_folder("tls"), listen.host, listen.region) if listen.tls else None
-    app = build_app(service, limits, listen.region, keys)
+    features = Features(guardrails=Guardrails(spec.settings.guardrails))
+    app = build_app(service, limits, listen.region, keys, features)
     server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls))
     scheme = "https" if tls else "http"
 

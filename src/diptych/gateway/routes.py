@@ -15,7 +15,9 @@ from diptych.errors import DiptychError
 from diptych.gateway.auth import Key, Keys, authenticate
 from diptych.gateway.auth.authenticate import bearer_key
 from diptych.gateway.catalog import find_model
+from diptych.gateway.features import Features
 from diptych.gateway.generation import Generation
+from diptych.gateway.guardrails.moderation import Answered, Guarded, Moderation
 from diptych.gateway.intake import Limits, read_body
 from diptych.gateway.lifetime import ClientGone, InFlight
 from diptych.gateway.metrics import Metrics
@@ -39,11 +41,12 @@ def new_id() -> str:
 class Gateway:
     """What every handler needs: the service, the settings and the requests in flight."""
 
-    def __init__(self, service: Service, limits: Limits, region: str, keys: Keys) -> None:
+    def __init__(self, service: Service, limits: Limits, region: str, keys: Keys, features: Features) -> None:
         self.service = service
         self.limits = limits
         self.region = region
         self.keys = keys
+        self.guardrails = features.guardrails
         self.in_flight = InFlight()
         self.quotas = Quotas(time.monotonic)
         self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("recomputed", {}))
@@ -84,9 +87,21 @@ class Call:
             raise ModelForbidden
         return model
 
-    def generation(self, model: ServedModel, request: ServiceRequest, reader: OutputReader | None) -> Generation:
-        """Prepares the one generation that answers this call."""
-        made = Generation(self.gateway.service, model, request, reader)
+    def generation(
+        self,
+        model: ServedModel,
+        request: ServiceRequest,
+        reader: OutputReader | None,
+        moderation: Moderation | None = None,
+    ) -> Generation:
+        """Prepares the one generation that answers this call. What a guardrail answers by itself takes no tokens."""
+        service = self.gateway.service
+        if moderation is not None and moderation.input.blocked:
+            return Answered(service, model, request, moderation)
+        if moderation is None:
+            made = Generation(service, model, request, reader)
+        else:
+            made = Guarded(service, model, request, reader, moderation)
         self.begin([made])
         return made
 
@@ -99,6 +114,8 @@ class Call:
 
     def end(self) -> None:
         """Settles what was set aside. A request that made no token is not charged."""
+        if not self.generations:
+            return
         made = sum(one.output_tokens for one in self.generations)
         used = self.generations[0].prompt_tokens + made if made else 0
         self.gateway.quotas.settle(self._reserved, used)
