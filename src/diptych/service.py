@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from diptych.admission import Door
 from diptych.config import FleetSettings
 from diptych.errors import ContextExceeded, DeadlineExceeded, DiptychError, HandoffError, WorkerError, WorkerLost
 from diptych.fleet import messages as m
@@ -24,6 +25,7 @@ from diptych.fleet.handover import HandedOver, hand_over
 from diptych.fleet.peer import Mailbox, Peer
 from diptych.models.chat import ChatFormat
 from diptych.recording import Records, Timeline
+from diptych.routing.admission import Admission
 from diptych.routing.placement import Placement
 from diptych.routing.router import Router, Way
 from diptych.types import Request, RequestRecord, TokenChunk
@@ -54,6 +56,10 @@ class Service:
         self.router = router
         self.peers = {peer.worker: peer for peer in peers}
         self.history = Records()
+        self.door = Door(
+            Admission(lambda: router.room(settings.routing.ahead), settings.routing.reserved_slots),
+            settings.deadlines.queue_s,
+        )
         self._models = models
         self.recomputed: Counter[str] = Counter()
 
@@ -66,6 +72,7 @@ class Service:
         timeline = self.history.open(request)
         failed: set[str] = set()
         try:
+            await self.door.enter(request)
             while True:
                 placement = self.router.place(request, without=failed, only=only)
                 timeline.placed(placement, request)
@@ -86,6 +93,7 @@ class Service:
             timeline.failed(exc)
             raise
         finally:
+            self.door.leave(request)
             timeline.close()
 
     def _check(self, request: Request) -> None:
@@ -212,6 +220,7 @@ class Service:
             "workers": {name: self._worker_health(peer) for name, peer in self.peers.items()},
             "pairs": [f"{prefill} -> {decode}" for prefill, decode in self.router.links],
             "recomputed": dict(self.recomputed),
+            "waiting": self.door.admission.waiting,
         }
 
     def _worker_health(self, peer: Peer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -62,7 +63,7 @@ class Call:
         self.created = int(time.time())
         self.key: Key | None = None
         self.generations: Sequence[Generation] = ()
-        self._reserved = Reservation()
+        self._reserved = self._input = self._output = Reservation()
         self._body: bytes | None = None
 
     async def body(self) -> bytes:
@@ -108,8 +109,14 @@ class Call:
     def begin(self, generations: Sequence[Generation]) -> None:
         """Sets aside the tokens that the generations may take. Raises Throttled."""
         first = generations[0]
-        most = first.prompt_tokens + sum(one.request.sampling.max_tokens for one in generations)
-        self._reserved = self.gateway.quotas.reserve(self.key, first.model.id, most)
+        prompt, output = first.prompt_tokens, sum(one.request.sampling.max_tokens for one in generations)
+        quotas, model = self.gateway.quotas, first.model.id
+        own = quotas.reserve_tier(self.key, model, prompt, output) if first.request.tier == "reserved" else None
+        if own is not None:
+            self._input, self._output = own
+        else:
+            self._reserved = quotas.reserve(self.key, model, prompt + output)
+            _overflow(generations)
         self.generations = generations
 
     def end(self) -> None:
@@ -117,8 +124,16 @@ class Call:
         if not self.generations:
             return
         made = sum(one.output_tokens for one in self.generations)
-        used = self.generations[0].prompt_tokens + made if made else 0
-        self.gateway.quotas.settle(self._reserved, used)
+        read = self.generations[0].prompt_tokens if made else 0
+        for reservation, used in ((self._reserved, read + made), (self._input, read), (self._output, made)):
+            self.gateway.quotas.settle(reservation, used)
+
+
+def _overflow(generations: Sequence[Generation]) -> None:
+    """What the reserved tier has no room for is served as the default one."""
+    for one in generations:
+        if one.request.tier == "reserved":
+            one.request = msgspec.structs.replace(one.request, tier="default")
 
 
 class Endpoint:

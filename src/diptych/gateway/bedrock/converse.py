@@ -58,6 +58,7 @@ async def converse_request(
         prompt=prompt,
         sampling=_sampling(body, fields, toolbox, room),
         latency=class_of(body).wanted,
+        tier=class_of(body).admitted_as,
         operation=operation,
     )
     return request, reader_for(model.chat, prompt, toolbox, CALL_PREFIX)
@@ -167,8 +168,8 @@ def served(generation: Generation, asked: ServingClass) -> dict[str, Any]:
     echo: dict[str, Any] = {}
     if latency := asked.served_latency(generation.record):
         echo["performanceConfig"] = {"latency": latency}
-    if asked.tier is not None:
-        echo["serviceTier"] = {"type": asked.tier}
+    if tier := asked.served_tier(generation.request.tier):
+        echo["serviceTier"] = {"type": tier}
     moderation = moderation_in(generation)
     if moderation is not None and moderation.trace != "disabled":
         echo["trace"] = trace_of(moderation)

@@ -64,8 +64,8 @@ def served_headers(generation: Generation, asked: ServingClass) -> dict[str, str
     headers: dict[str, str] = {}
     if latency := asked.served_latency(generation.record):
         headers[f"{_PREFIX}performanceconfig-latency"] = latency
-    if asked.tier is not None:
-        headers[f"{_PREFIX}service-tier"] = asked.tier
+    if tier := asked.served_tier(generation.request.tier):
+        headers[f"{_PREFIX}service-tier"] = tier
     return headers
 
 

@@ -15,8 +15,8 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     ),
     "bedrock": (
         "ListFoundationModels", "GetFoundationModel", "GetFoundationModelAvailability", "ListInferenceProfiles",
-        "GetInferenceProfile", "GetModelInvocationLoggingConfiguration", "ListGuardrails", "GetGuardrail", "ListCustomModels",
-        "ListImportedModels", "ListPromptRouters", "ListProvisionedModelThroughputs",
+        "GetInferenceProfile", "GetModelInvocationLoggingConfiguration", "ListGuardrails", "GetGuardrail",
+        "ListCustomModels", "ListImportedModels", "ListPromptRouters", "ListProvisionedModelThroughputs",
         "ListMarketplaceModelEndpoints", "ListCustomModelDeployments",
     ),
 }  # fmt: skip
@@ -49,7 +49,7 @@ _CONVERSE: Mapping[str, str] = {
     "toolConfig.tools.cachePoint": IGNORED,
     "additionalModelRequestFields": "top_k, min_p, seed, presence_penalty, frequency_penalty, ignore_eos; no others",
     "additionalModelResponseFieldPaths": "/stop_sequence; others ignored",
-    "serviceTier": "echoed; priority may use the pair",
+    "serviceTier": "the order in which requests are served; what was served is echoed; priority may use the pair",
     "performanceConfig": "optimized may use the pair; what was served is echoed",
 }
 _INVOKE = {
