@@ -6,6 +6,8 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -20,13 +22,16 @@ from diptych.gateway.features import Features
 from diptych.gateway.generation import Generation
 from diptych.gateway.guardrails.moderation import Answered, Guarded, Moderation
 from diptych.gateway.intake import Limits, read_body
+from diptych.gateway.invocation_log import Invocation, Tap, entry
+from diptych.gateway.ledger import Ledger
 from diptych.gateway.lifetime import ClientGone, InFlight
-from diptych.gateway.metrics import Metrics
+from diptych.gateway.metrics import Metrics, Waiting
 from diptych.gateway.output import OutputReader
 from diptych.gateway.ports import ServedModel, Service
 from diptych.gateway.quotas import Quotas, Reservation
 from diptych.gateway.refusals import MethodNotAllowed, ModelForbidden
 from diptych.types import Request as ServiceRequest
+from diptych.types import RequestRecord
 
 log = logging.getLogger("diptych.gateway")
 
@@ -47,10 +52,28 @@ class Gateway:
         self.limits = limits
         self.region = region
         self.keys = keys
+        self.features = features
         self.guardrails = features.guardrails
+        self.ledger = Ledger(features.prices)
         self.in_flight = InFlight()
         self.quotas = Quotas(time.monotonic)
         self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("recomputed", {}))
+        self.metrics.registry.register(Waiting(lambda: service.health().get("waiting", {})))
+
+    def log(self, call: Call, handler: str, status: int, record: RequestRecord | None, tap: Tap) -> None:
+        """A line of the invocation log."""
+        about = Invocation(
+            request_id=call.id,
+            operation="".join(word.capitalize() for word in handler.split("_")),
+            model_id=unquote(call.http.path_params.get("model_id", record.model if record else "")),
+            key=call.key.name if call.key else None,
+            status=status,
+            error=call.error,
+            metadata=call.metadata,
+            record=record,
+        )
+        assert self.features.invocation_log is not None
+        self.features.invocation_log.add(entry(about, self.region, call.sent, tap.answer(), tap.media_type))
 
 
 class Call:
@@ -63,8 +86,15 @@ class Call:
         self.created = int(time.time())
         self.key: Key | None = None
         self.generations: Sequence[Generation] = ()
+        self.metadata: dict[str, Any] = {}
+        self.error: str | None = None
         self._reserved = self._input = self._output = Reservation()
         self._body: bytes | None = None
+
+    @property
+    def sent(self) -> bytes:
+        """The body as far as it was read."""
+        return self._body or b""
 
     async def body(self) -> bytes:
         """The request's body, read once."""
@@ -152,6 +182,9 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(self._gateway, Request(scope, receive))
         status = 499
+        log_to = self._gateway.features.invocation_log
+        tap = Tap(send) if log_to is not None and self._method == "POST" else None
+        send = tap or send
         try:
             response = await self._respond(call)
             status = response.status_code
@@ -161,15 +194,28 @@ class Endpoint:
         except Exception as error:
             if not isinstance(error, DiptychError):
                 log.exception("request %s failed", call.id)
+            call.error = type(error).__name__
             response = self._error_response(error, call.id)
+            if code := response.headers.get("x-amzn-errortype"):
+                call.error = code.partition(":")[0]
             status = response.status_code
             await response(scope, receive, send)
         finally:
             call.end()
-            records = [generation.record for generation in call.generations]
-            self._gateway.metrics.answered(
-                self._operation, status, [record for record in records if record is not None]
-            )  # fmt: skip
+            self._ended(call, status, tap)
+
+    def _ended(self, call: Call, status: int, tap: Tap | None) -> None:
+        """Counts, charges, traces and logs what is over, all of it from the records."""
+        gateway = self._gateway
+        found = [generation.record for generation in call.generations]
+        records = [record for record in found if record is not None]
+        for record in records:
+            gateway.ledger.charge(record, call.key.name if call.key else None)
+            if gateway.features.tracing is not None:
+                gateway.features.tracing.ended(record, call.http.headers, status)
+        gateway.metrics.answered(self._operation, status, records)
+        if tap is not None:
+            gateway.log(call, self._operation, status, records[0] if records else None, tap)
 
     async def _respond(self, call: Call) -> Response:
         http = call.http

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from diptych.errors import ModelNotFound
-from diptych.gateway.bedrock.control import Plane, matching, page
+from diptych.gateway.bedrock.control import ACCOUNT, Plane, matching, page
 from diptych.gateway.bedrock.failures import error_response
 from diptych.gateway.catalog import bare_id, find_model
 from diptych.gateway.refusals import NotFound
@@ -91,8 +91,16 @@ async def get_inference_profile(call: Call) -> Response:
 
 
 async def get_logging_configuration(call: Call) -> Response:
-    """Logging is off."""
-    return json_response({}, call.id)
+    """The file that is written to stands where AWS has a log group."""
+    log = call.gateway.features.invocation_log
+    if log is None:
+        return json_response({}, call.id)
+    kinds = {"text": True, "image": False, "embedding": False, "video": False, "audio": False}
+    config = {
+        "cloudWatchConfig": {"logGroupName": log.path[-512:], "roleArn": f"arn:aws:iam::{ACCOUNT}:role/diptych"},
+        **{f"{kind}DataDeliveryEnabled": on for kind, on in kinds.items()},
+    }
+    return json_response({"loggingConfig": config}, call.id)
 
 
 def _empty(member: str) -> Callable[[Call], Awaitable[Response]]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from diptych.errors import InvalidRequest
-from diptych.gateway.bedrock.constraints import violated, within
+from diptych.gateway.bedrock.constraints import checked_metadata, violated, within
 from diptych.gateway.bedrock.conversation import template_messages
 from diptych.gateway.bedrock.guardrails import moderation_in, trace_of
 from diptych.gateway.bedrock.shapes import ConverseBody, InferenceConfig, OutputConfig
@@ -99,8 +99,7 @@ def _check(body: ConverseBody) -> None:
     if len(pointers) > 10:
         constraint = "Member must have length less than or equal to 10"
         raise violated("[...]", "additionalModelResponseFieldPaths", constraint)
-    if len(body.request_metadata) > 16:
-        raise violated("{...}", "requestMetadata", "Member must have length less than or equal to 16")
+    checked_metadata(body.request_metadata)
 
 
 def _check_inference(config: InferenceConfig) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from starlette.datastructures import Headers
 
 from diptych.errors import InvalidRequest
-from diptych.gateway.bedrock.constraints import violated
+from diptych.gateway.bedrock.constraints import checked_metadata, violated
 from diptych.gateway.bedrock.families.schema import Schema
 from diptych.gateway.bedrock.guardrails import moderation_in, named, trace_of
 from diptych.gateway.event_stream import event_encoder
@@ -46,6 +46,18 @@ def moderation_of(guardrails: Guardrails, headers: Headers) -> Moderation | None
     identifier, version = headers.get(f"{_PREFIX}guardrailidentifier"), headers.get(f"{_PREFIX}guardrailversion")
     found = named(guardrails, identifier, version)
     return None if found is None else Moderation(found, trace=trace.lower())
+
+
+def metadata_of(headers: Headers) -> dict[str, str]:
+    """``requestMetadata``, which the invocation log keeps. Raises InvalidRequest."""
+    raw = headers.get(f"{_PREFIX}request-metadata")
+    if not raw:
+        return {}
+    try:
+        found = msgspec.json.decode(raw, type=dict[str, str])
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"requestMetadata must be a JSON object of strings: {error}.") from None
+    return checked_metadata(found)
 
 
 def guardrail_members(generation: Generation) -> dict[str, Any]:

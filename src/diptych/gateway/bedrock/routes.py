@@ -68,6 +68,7 @@ async def _in_bedrocks_words(work: Awaitable[Result]) -> Result:
 async def _begin(call: Call, operation: str) -> tuple[Generation, ConverseBody]:
     model, raw = await _read(call)
     body = parse(raw, decoder)
+    call.metadata = dict(body.request_metadata)
     moderation = moderation_of(call.gateway.guardrails, body.guardrail_config, operation)
     if moderation is not None:
         body = guarded_body(body, moderation)
@@ -99,6 +100,7 @@ def _streamed(call: Call, events: Any, headers: dict[str, str] | None = None) ->
 
 async def _invoked(call: Call, operation: str, *, streams: bool) -> tuple[Generation, Schema, ServingClass]:
     serving = invoke.class_of(call.http.headers)
+    call.metadata = invoke.metadata_of(call.http.headers)
     model, raw = await _read(call)
     asked = Asked(model, _model_id(call), call.id, operation, streams, serving)
     schema = schema_of(asked.model_id)

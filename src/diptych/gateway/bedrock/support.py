@@ -32,7 +32,7 @@ _EMPTY_LISTS = frozenset({
 
 _CONVERSE: Mapping[str, str] = {
     "promptVariables": REFUSED,
-    "requestMetadata": IGNORED,
+    "requestMetadata": "checked; kept in the invocation log",
     "outputConfig.effort": REFUSED,
     "messages.content.image": REFUSED,
     "messages.content.document": REFUSED,
@@ -55,7 +55,7 @@ _CONVERSE: Mapping[str, str] = {
 _INVOKE = {
     "accept": IGNORED,
     "contentType": IGNORED,
-    "requestMetadata": IGNORED,
+    "requestMetadata": "checked; kept in the invocation log",
 }
 
 MEMBERS: dict[str, Mapping[str, str]] = {

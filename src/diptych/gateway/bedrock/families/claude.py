@@ -21,7 +21,7 @@ VERSION = "bedrock-2023-05-31"
 
 
 class _Body(MessagesBody, frozen=True):
-    anthropic_beta: list[str] = []
+    anthropic_beta: tuple[str, ...] = ()
 
 
 _decoder = msgspec.json.Decoder(_Body)
