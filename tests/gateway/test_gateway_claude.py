@@ -55,7 +55,7 @@ def test_errors_are_bedrocks(claude: Any, bedrock: Any) -> None:
     with pytest.raises(anthropic.BadRequestError, match="identifier is invalid"):
         claude.messages.create(**{**asked("x"), "model": "anthropic.nope"})
     body = {"max_tokens": 5, "messages": [{"role": "user", "content": "say x"}]}
-    for wrong in ({}, {"anthropic_version": "2023-06-01"}, {"anthropic_version": "bedrock-2023-05-31", "stream": True}):
+    for wrong in ({}, {"anthropic_version": "yesterday"}, {"anthropic_version": "bedrock-2023-05-31", "stream": True}):
         with pytest.raises(ClientError) as caught:
             bedrock.invoke_model(modelId=CLAUDE, body=json.dumps({**body, **wrong}))
         assert caught.value.response["Error"]["Code"] == "ValidationException"

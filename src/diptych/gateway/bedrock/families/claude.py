@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from diptych.gateway.intake import parse
 from diptych.gateway.output import OutputReader, Part
 from diptych.types import Request
 
-VERSION = "bedrock-2023-05-31"
+_VERSION = re.compile(r"bedrock-2023-05-31|\d{4}-\d\d-\d\d")
+"""Bedrock's own, or the date that Anthropic's client puts in its place since its version 2."""
 
 
 class _Body(MessagesBody, frozen=True):
@@ -51,8 +53,8 @@ class _Chunks:
 class _Claude:
     async def request(self, raw: bytes, asked: Asked) -> tuple[Request, OutputReader | None]:
         body = parse(raw, _decoder)
-        if body.anthropic_version != VERSION:
-            raise InvalidRequest(f"anthropic_version: must be '{VERSION}'")
+        if not _VERSION.fullmatch(body.anthropic_version or ""):
+            raise InvalidRequest("anthropic_version: must be 'bedrock-2023-05-31'")
         if body.model is not None or body.stream:
             raise InvalidRequest("model, stream: extra inputs are not permitted; the operation and its path say both")
         request, reader = await messages_request(body, asked.model, asked.request_id, asked.operation)
