@@ -45,7 +45,7 @@ def test_streamed(claude: Any) -> None:
 def test_tools(claude: Any) -> None:
     tools = [{"name": "now", "input_schema": {"type": "object"}}]
     script = 'say <tool_call>{"name": "now", "arguments": {"tz": "UTC"}}</tool_call>'
-    (use,) = claude.messages.create(**asked(script, tools=tools)).content
+    (use,) = claude.messages.create(**asked(script, tools=tools, max_tokens=500)).content
     assert (use.type, use.name, use.input) == ("tool_use", "now", {"tz": "UTC"})
 
 
