@@ -35,7 +35,7 @@ def named(guardrails: Guardrails, identifier: str | None, version: str | None) -
     if not identifier and not version:
         return None
     if not (identifier and version):
-        raise InvalidRequest("guardrailIdentifier and guardrailVersion go together. Send both, or neither.")
+        raise InvalidRequest(NO_SUCH)
     found = guardrails.find(identifier, version)
     if found is None:
         raise InvalidRequest(NO_SUCH)
