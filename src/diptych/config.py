@@ -28,8 +28,41 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A settings table: immutable, and a misspelt key is an error."""
 
 
+GuardrailAction = Literal["block", "anonymize", "none"]
+PiiType = Literal[
+    "EMAIL", "PHONE", "CREDIT_DEBIT_CARD_NUMBER", "US_SOCIAL_SECURITY_NUMBER",
+    "US_INDIVIDUAL_TAX_IDENTIFICATION_NUMBER", "UK_NATIONAL_INSURANCE_NUMBER", "INTERNATIONAL_BANK_ACCOUNT_NUMBER",
+    "IP_ADDRESS", "MAC_ADDRESS", "URL", "AWS_ACCESS_KEY", "AWS_SECRET_KEY",
+]  # fmt: skip
+
+
+class RegexSettings(Frozen, frozen=True):
+    """A pattern of a guardrail, in Python's notation."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    pattern: Annotated[str, Meta(min_length=1, max_length=500)]
+    action: GuardrailAction = "block"
+
+
+class GuardrailSettings(Frozen, frozen=True):
+    """What may be said. ``words`` are denied; ``pii`` and ``regexes`` are denied, anonymised or only reported."""
+
+    id: Annotated[str, Meta(pattern=r"^[a-z0-9]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[0-9a-zA-Z_-]{1,50}$")] = "guardrail"
+    description: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    version: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,7}$")] = "1"
+    words: tuple[Annotated[str, Meta(min_length=1, max_length=100)], ...] = ()
+    pii: dict[PiiType, GuardrailAction] = {}
+    regexes: tuple[RegexSettings, ...] = ()
+    blocked_input: Annotated[str, Meta(min_length=1, max_length=500)] = "Sorry, the model cannot answer this question."
+    blocked_output: Annotated[str, Meta(min_length=1, max_length=500)] = "Sorry, the model cannot answer this question."
+
+
 class KeySettings(Frozen, frozen=True):
-    """A client's key. ``models`` are the ids that it may use, all when empty; its secrets never show in a repr."""
+    """A client's key. ``models`` are the ids that it may use, all when empty; its secrets never show in a repr.
+
+    The reserved budgets are what the tier ``reserved`` serves; a request beyond them is served as ``default``.
+    """
 
     name: str
     api_key_sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
@@ -38,6 +71,8 @@ class KeySettings(Frozen, frozen=True):
     models: tuple[str, ...] = ()
     tokens_per_minute: Count | None = None
     tokens_per_day: Count | None = None
+    reserved_input_tokens_per_minute: Count | None = None
+    reserved_output_tokens_per_minute: Count | None = None
 
     def __repr__(self) -> str:
         return f"KeySettings(name={self.name!r})"
@@ -47,7 +82,8 @@ class GatewaySettings(Frozen, frozen=True):
     """Where clients connect. Port 0 takes a free one. ``region`` is the label in ARNs.
 
     With ``tls`` a certificate of our own is made, which clients are told to trust. Without ``keys`` only this machine
-    may be served.
+    may be served. ``invocation_log`` names a file to which every invocation is appended, with what was asked and
+    answered.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +92,16 @@ class GatewaySettings(Frozen, frozen=True):
     region: str = "us-east-1"
     tls: bool = False
     keys: tuple[KeySettings, ...] = ()
+    invocation_log: str | None = None
+
+
+class Prices(Frozen, frozen=True):
+    """What a million tokens cost. ``cached`` are input tokens that were not read again; as ``input`` when left out."""
+
+    currency: str = "USD"
+    input: Annotated[float, Meta(ge=0)] = 0.0
+    cached: Annotated[float, Meta(ge=0)] | None = None
+    output: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class ModelSettings(Frozen, frozen=True):
@@ -69,6 +115,7 @@ class ModelSettings(Frozen, frozen=True):
     gguf: str | None = None
     id: str | None = None
     aliases: tuple[str, ...] = ()
+    prices: Prices | None = None
 
 
 class EmulatedChip(Frozen, frozen=True):
@@ -156,14 +203,21 @@ class HandoffSettings(Frozen, frozen=True):
 
 class RoutingSettings(Frozen, frozen=True):
     """``transparent`` places every request where it is predicted fastest; ``opt-in`` lets only requests that ask
-    for ``latency = optimized`` use the pair."""
+    for ``latency = optimized`` use the pair.
+
+    ``ahead`` requests more than there are slots are let into the fleet at once, so that prompts are read while every
+    slot is taken; the others wait by service tier. ``reserved_slots`` are kept for the tier ``reserved``.
+    """
 
     mode: Literal["transparent", "opt-in"] = "transparent"
+    ahead: Count = 4
+    reserved_slots: Annotated[int, Meta(ge=0)] = 0
 
 
 class Deadlines(Frozen, frozen=True):
-    """Seconds that each phase of a handoff may take before it counts as failed."""
+    """Seconds that each phase of a handoff may take before it counts as failed; ``queue_s`` is the wait before it."""
 
+    queue_s: Positive = 300.0
     offer_s: Positive = 60.0
     prefill_s: Positive = 120.0
     heartbeat_s: Positive = 1.0
@@ -181,6 +235,7 @@ class FleetSettings(Frozen, frozen=True):
     handoff: HandoffSettings = HandoffSettings()
     routing: RoutingSettings = RoutingSettings()
     deadlines: Deadlines = Deadlines()
+    guardrails: tuple[GuardrailSettings, ...] = ()
 
     @property
     def workers(self) -> tuple[PrefillSettings | DecodeSettings, ...]:
@@ -200,6 +255,9 @@ class FleetSettings(Frozen, frozen=True):
                     f"{worker.id}: n_batch = {worker.n_batch} is less than its {worker.slots} slots, of which each "
                     "needs a token of every batch"
                 )
+        rails = [guardrail.id for guardrail in self.guardrails]
+        if len(set(rails)) < len(rails):
+            raise ValueError("the ids of [[guardrails]] must differ")
         if not self.decode:
             raise ValueError("at least one [[decode]] worker is needed")
         for either in self.workers:

@@ -25,6 +25,7 @@ class Records:
             model=request.model,
             placement="aggregated",
             operation=request.operation,
+            tier=request.tier,
             prompt_tokens=len(request.prompt),
             started_at=time.time(),
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from diptych.admission import Door
 from diptych.config import FleetSettings
 from diptych.errors import ContextExceeded, DeadlineExceeded, DiptychError, HandoffError, WorkerError, WorkerLost
 from diptych.fleet import messages as m
@@ -25,6 +26,7 @@ from diptych.fleet.handover import HandedOver, hand_over
 from diptych.fleet.peer import Mailbox, Peer
 from diptych.models.chat import ChatFormat
 from diptych.recording import Records, Timeline
+from diptych.routing.admission import Admission
 from diptych.routing.placement import Placement
 from diptych.routing.router import Router, Way
 from diptych.types import Request, RequestRecord, TokenChunk
@@ -55,6 +57,10 @@ class Service:
         self.router = router
         self.peers = {peer.worker: peer for peer in peers}
         self.history = Records()
+        self.door = Door(
+            Admission(lambda: router.room(settings.routing.ahead), settings.routing.reserved_slots),
+            settings.deadlines.queue_s,
+        )
         self._models = models
         self.recomputed: Counter[str] = Counter()
         self.returned = GiveBack(router.keeps)
@@ -68,6 +74,7 @@ class Service:
         timeline = self.history.open(request)
         failed: set[str] = set()
         try:
+            await self.door.enter(request)
             while True:
                 placement = self.router.place(request, without=failed, only=only)
                 timeline.placed(placement, request)
@@ -88,6 +95,7 @@ class Service:
             timeline.failed(exc)
             raise
         finally:
+            self.door.leave(request)
             timeline.close()
 
     def _check(self, request: Request) -> None:
@@ -217,6 +225,7 @@ class Service:
             "pairs": [f"{prefill} -> {decode}" for prefill, decode in self.router.links],
             "recomputed": dict(self.recomputed),
             "returned": dict(self.returned.counts),
+            "waiting": self.door.admission.waiting,
         }
 
     def _worker_health(self, peer: Peer) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from typing import Literal
 import msgspec
 
 Latency = Literal["standard", "optimized"]
+Tier = Literal["reserved", "priority", "default", "flex"]
+TIERS: tuple[Tier, ...] = ("reserved", "priority", "default", "flex")
+"""In the order in which they are served."""
 PlacementKind = Literal["disaggregated", "aggregated"]
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -41,6 +44,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt: tuple[int, ...]
     sampling: Sampling
     latency: Latency = "standard"
+    tier: Tier = "default"
     operation: str = ""
 
 
@@ -113,7 +117,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     ``kv_tokens`` and ``kv_bytes`` count what the decode engine itself confirmed that it took over.
     ``transport`` carried that KV. ``recomputed`` is the reason for which a handoff was given up and the prompt read
     again, or None.
-    ``served_latency`` is the latency class actually served, which Bedrock echoes.
+    ``served_latency`` is the latency class actually served, which Bedrock echoes, and ``tier`` the service tier.
+    ``key`` is the name of the client's key, ``cost`` the price of its tokens, both where the gateway knows one.
     """
 
     id: str
@@ -139,4 +144,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     predicted_ms: Predicted = Predicted(None, None)
     recomputed: str | None = None
     served_latency: Latency = "standard"
+    tier: Tier = "default"
+    key: str | None = None
+    cost: float | None = None
     finish: FinishReason | None = None

@@ -65,7 +65,6 @@ def test_inference_profiles(control: Any) -> None:
 
 
 def test_nothing_else_is_configured(control: Any) -> None:
-    assert control.list_guardrails()["guardrails"] == []
     assert control.list_custom_models()["modelSummaries"] == []
     assert control.list_imported_models()["modelSummaries"] == []
     assert control.list_prompt_routers()["promptRouterSummaries"] == []

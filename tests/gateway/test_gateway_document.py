@@ -32,5 +32,6 @@ def test_every_operation_that_we_speak_of_has_a_route() -> None:
             http = model.operation_model(name).http
             path = http["requestUri"].replace("{modelId}", "m").replace("{modelIdentifier}", "m")
             path = path.replace("{inferenceProfileIdentifier}", "p")
+            path = path.replace("{guardrailIdentifier}", "g").replace("{guardrailVersion}", "1")
             scope = {"type": "http", "path": path, "method": http["method"]}
             assert any(route.matches(scope)[0].value == 2 for route in routes), name

@@ -35,6 +35,7 @@ ALIASES = (
     "mistral.mixtral-8x7b-instruct-v0:1",
     "deepseek.r1-v1:0",
     "openai.gpt-oss-20b-1:0",
+    "anthropic.claude-3-haiku-20240307-v1:0",
 )
 
 

@@ -14,7 +14,9 @@ from diptych.gateway.anthropic.routes import anthropic_routes
 from diptych.gateway.auth import Keys
 from diptych.gateway.bedrock import failures as bedrock_failures
 from diptych.gateway.bedrock.control_routes import control_routes
+from diptych.gateway.bedrock.guardrail_routes import guardrail_routes
 from diptych.gateway.bedrock.routes import bedrock_routes
+from diptych.gateway.features import Features
 from diptych.gateway.intake import Limits
 from diptych.gateway.openai import failures as openai_failures
 from diptych.gateway.openai.routes import openai_routes
@@ -27,13 +29,17 @@ _BEDROCK_PATHS = ("/model/", "/foundation-model", "/inference-profiles", "/guard
 
 
 def build_app(
-    service: Service, limits: Limits | None = None, region: str = "us-east-1", keys: Keys | None = None
+    service: Service,
+    limits: Limits | None = None,
+    region: str = "us-east-1",
+    keys: Keys | None = None,
+    features: Features | None = None,
 ) -> GatewayApp:
     """The app. ``limits`` bound what a request's body may cost; ``region`` is the label in ARNs.
 
-    Without ``keys`` everybody who reaches the address may do everything.
+    Without ``keys`` everybody who reaches the address may do everything. ``features`` are what is switched on.
     """
-    return GatewayApp(Gateway(service, limits or Limits(), region, keys or Keys()))
+    return GatewayApp(Gateway(service, limits or Limits(), region, keys or Keys(), features or Features()))
 
 
 class GatewayApp:
@@ -43,6 +49,7 @@ class GatewayApp:
         self.gateway = gateway
         routes = [
             *bedrock_routes(gateway),
+            *guardrail_routes(gateway),
             *control_routes(gateway),
             *openai_routes(gateway),
             *anthropic_routes(gateway),

@@ -13,7 +13,7 @@ from diptych.gateway.ports import ServedModel, Service
 from diptych.gateway.text import TextAssembler
 from diptych.types import Request, RequestRecord, TokenChunk, TokenLogprob
 
-Ending = Literal["end_turn", "length", "stop_sequence", "tool_use"]
+Ending = Literal["end_turn", "length", "stop_sequence", "tool_use", "guardrail_intervened"]
 Piece = tuple[Sequence[Part], tuple[TokenLogprob, ...]]
 
 

@@ -22,9 +22,13 @@ from diptych.gateway.app import build_app
 from diptych.gateway.auth import Key, Keys
 from diptych.gateway.auth.keys import check_exposure
 from diptych.gateway.banner import banner
+from diptych.gateway.features import Features
+from diptych.gateway.guardrails.policy import Guardrails
 from diptych.gateway.intake import Limits
+from diptych.gateway.invocation_log import InvocationLog
 from diptych.gateway.server import GatewayServer, Listen
 from diptych.gateway.tls import certificates
+from diptych.gateway.tracing import from_environment
 from diptych.models.cache import cache_folder
 from diptych.models.chat import ChatFormat
 from diptych.models.resolve import ModelBundle
@@ -64,7 +68,13 @@ async def serve(spec: GatewaySpec) -> None:
     listen = spec.settings.gateway
     limits = Limits(body_bytes=listen.max_body_mb * 1_000_000)
     tls = certificates(cache_folder("tls"), listen.host, listen.region) if listen.tls else None
-    app = build_app(service, limits, listen.region, keys)
+    features = Features(
+        guardrails=Guardrails(spec.settings.guardrails),
+        prices=spec.settings.model.prices,
+        tracing=from_environment(),
+        invocation_log=InvocationLog(listen.invocation_log) if listen.invocation_log else None,
+    )
+    app = build_app(service, limits, listen.region, keys, features)
     server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls))
     scheme = "https" if tls else "http"
 
@@ -76,6 +86,7 @@ async def serve(spec: GatewaySpec) -> None:
     try:
         await server.serve(ready)
     finally:
+        features.close()
         await service.close()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -49,9 +50,35 @@ class Metrics:
             "diptych_itl_seconds", "Mean gap between a request's tokens.", _LABELS, buckets=_GAPS, registry=registry
         )  # fmt: skip
 
+        self._refused = {
+            name: Counter(f"diptych_{name}", f"{what} ({cloudwatch}).", ("operation",), registry=registry)
+            for name, what, cloudwatch in (
+                ("throttles", "Requests answered 429", "InvocationThrottles"),
+                ("client_errors", "Requests answered 4xx but 429", "InvocationClientErrors"),
+                ("server_errors", "Requests answered 5xx", "InvocationServerErrors"),
+            )
+        }
+        self._quota = Counter(
+            "diptych_quota_tokens", "Tokens that count against quotas (EstimatedTPMQuotaUsage).", _LABELS,
+            registry=registry,
+        )  # fmt: skip
+        self._placements = Counter(
+            "diptych_placements", "Where requests ran; prefill is empty where decode read the prompt itself.",
+            ("prefill", "decode"), registry=registry,
+        )  # fmt: skip
+        self._parts = Histogram(
+            "diptych_part_seconds", "Each part of the time to the first token.", ("part",),
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._cost = Counter(
+            "diptych_cost", "Price of the tokens, in the configured currency.", ("model", "key"), registry=registry
+        )  # fmt: skip
+
     def answered(self, operation: str, status: int, records: Iterable[RequestRecord]) -> None:
         """Counts one HTTP answer and the requests that it took."""
         self._responses.labels(operation, str(status)).inc()
+        if (refused := _refusal(status)) is not None:
+            self._refused[refused].labels(operation).inc()
         for record in records:
             self._ran(record)
 
@@ -70,9 +97,44 @@ class Metrics:
             if value is not None:
                 histogram.labels(*labels).observe(value / 1000)
 
+        self._account(record)
+
+    def _account(self, record: RequestRecord) -> None:
+        if record.decode is not None:
+            self._placements.labels(record.prefill or "", record.decode).inc()
+        if record.output_tokens == 0:
+            return
+        self._quota.labels(record.model, record.operation).inc(record.prompt_tokens + record.output_tokens)
+        for part, ms in msgspec.structs.asdict(record.parts_ms).items():
+            self._parts.labels(part).observe(ms / 1000)
+        if record.cost is not None:
+            self._cost.labels(record.model, record.key or "").inc(record.cost)
+
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+def _refusal(status: int) -> str | None:
+    """The counter of an answer that is a refusal; a client that hung up (499) was not refused."""
+    if status == 429:
+        return "throttles"
+    if 400 <= status < 499:
+        return "client_errors"
+    return "server_errors" if status >= 500 else None
+
+
+class Waiting(Collector):
+    """Requests that wait for room in the fleet, by tier."""
+
+    def __init__(self, waiting: Callable[[], Mapping[str, int]]) -> None:
+        self._waiting = waiting
+
+    def collect(self) -> Sequence[Metric]:
+        family = GaugeMetricFamily("diptych_requests_waiting", "Requests that wait for room.", labels=["tier"])
+        for tier, count in self._waiting().items():
+            family.add_metric([tier], count)
+        return [family]
 
 
 class _Now(Collector):

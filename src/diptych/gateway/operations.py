@@ -21,6 +21,7 @@ def operation_routes(gateway: Gateway) -> list[Route]:
         for path, handler, guarded in (
             ("/health", health, False),
             ("/metrics", metrics, True),
+            ("/diptych/usage", usage, True),
             ("/diptych/requests", list_records, True),
             ("/diptych/requests/{request_id}", get_record, True),
         )
@@ -35,6 +36,12 @@ async def health(call: Call) -> Response:
 
 async def metrics(call: Call) -> Response:
     return Response(call.gateway.metrics.text(), headers=id_headers(call.id), media_type=CONTENT_TYPE)
+
+
+async def usage(call: Call) -> Response:
+    """Tokens and cost by day, key and model: ``?day=2026-11-24``, ``?key=NAME``."""
+    query = call.http.query_params
+    return json_response(call.gateway.ledger.report(query.get("key"), query.get("day")), call.id)
 
 
 async def list_records(call: Call) -> Response:

@@ -3,6 +3,9 @@
     start   reserve prompt + max_tokens            refused when a budget has less
     end     settle  prompt + tokens made           the rest is given back; all of it where no token was made
 
+A key's reserved tier has budgets of its own, one for input and one for output, and takes nothing from the others. A
+request that they have no room for overflows: it is served, and counted, as the default tier.
+
 A budget refills steadily, so that a minute's tokens come back within a minute. Budgets are for each key and model.
 """
 
@@ -59,6 +62,7 @@ class Quotas:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._budgets: dict[tuple[str, str], tuple[Budget, ...]] = {}
+        self._reserved: dict[tuple[str, str], tuple[Budget, Budget]] = {}
 
     def reserve(self, key: Key | None, model: str, tokens: int) -> Reservation:
         """Sets ``tokens`` aside, in all budgets or in none. Raises Throttled."""
@@ -70,6 +74,27 @@ class Quotas:
         for budget in budgets:
             budget.add(now_s, -tokens)
         return Reservation(budgets, tokens)
+
+    def reserve_tier(self, key: Key | None, model: str, prompt: int, output: int) -> tuple[Reservation, ...] | None:
+        """Sets aside (input, output) tokens of the reserved tier, or returns None where the request overflows."""
+        budgets = self._reserved_of(key, model)
+        now_s = self._clock()
+        wanted = (prompt, output)
+        if budgets is None or any(one.level(now_s) < most for one, most in zip(budgets, wanted, strict=True)):
+            return None
+        for budget, most in zip(budgets, wanted, strict=True):
+            budget.add(now_s, -most)
+        return tuple(Reservation((budget,), most) for budget, most in zip(budgets, wanted, strict=True))
+
+    def _reserved_of(self, key: Key | None, model: str) -> tuple[Budget, Budget] | None:
+        if key is None or key.reserved_input_tokens_per_minute is None or key.reserved_output_tokens_per_minute is None:
+            return None
+        known = self._reserved.get((key.name, model))
+        if known is None:
+            limits = (key.reserved_input_tokens_per_minute, key.reserved_output_tokens_per_minute)
+            known = Budget(limits[0], 60.0, PER_MINUTE), Budget(limits[1], 60.0, PER_MINUTE)
+            self._reserved[key.name, model] = known
+        return known
 
     def settle(self, reservation: Reservation, used: int) -> None:
         reservation.settle(self._clock(), used)

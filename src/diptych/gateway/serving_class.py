@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
-from diptych.types import Latency, RequestRecord
-
-Tier = Literal["priority", "default", "flex", "reserved"]
+from diptych.types import Latency, RequestRecord, Tier
 
 
 class ServingClass(msgspec.Struct, frozen=True):
@@ -22,8 +18,17 @@ class ServingClass(msgspec.Struct, frozen=True):
         """A priority tier may use the fast path as well as latency "optimized"."""
         return "optimized" if self.latency == "optimized" or self.tier == "priority" else "standard"
 
+    @property
+    def admitted_as(self) -> Tier:
+        """The tier to ask for; the default one where the client did not say."""
+        return self.tier or "default"
+
     def served_latency(self, record: RequestRecord | None) -> Latency | None:
         """The latency class actually served, if the client asked for one."""
         if self.latency is None:
             return None
         return record.served_latency if record is not None else "standard"
+
+    def served_tier(self, served: Tier) -> Tier | None:
+        """The tier actually served, if the client asked for one."""
+        return None if self.tier is None else served

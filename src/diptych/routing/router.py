@@ -89,6 +89,11 @@ class Router:
         self._mode = mode
         self._typical_output = TYPICAL_OUTPUT
 
+    def room(self, ahead: int) -> int:
+        """Requests that the fleet takes at once: a slot each, and ``ahead`` that are read meanwhile. 0: none is up."""
+        slots = sum(view.slots for view in self.decode.values() if view.alive)
+        return slots + ahead if slots else 0
+
     def place(self, request: Request, *, without: Iterable[str] = (), only: Way | None = None) -> Placement:
         """Where to serve the request: ``only`` there, and never on ``without``, workers that just failed it.
 

@@ -20,7 +20,10 @@ from diptych.gateway.tools import Tool, Toolbox, tool_call, with_tools
 from diptych.types import Request, Sampling
 
 CALL_PREFIX = "toolu_"
-_STOP = {"end_turn": "end_turn", "length": "max_tokens", "stop_sequence": "stop_sequence", "tool_use": "tool_use"}
+_STOP = {
+    "end_turn": "end_turn", "length": "max_tokens", "stop_sequence": "stop_sequence", "tool_use": "tool_use",
+    "guardrail_intervened": "end_turn",
+}  # fmt: skip
 
 
 async def messages_request(

@@ -29,6 +29,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     tokens_per_minute: int | None = None
     tokens_per_day: int | None = None
+    reserved_input_tokens_per_minute: int | None = None
+    reserved_output_tokens_per_minute: int | None = None
 
     def __repr__(self) -> str:
         return f"Key(name={self.name!r})"

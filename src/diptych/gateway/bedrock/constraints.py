@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from diptych.errors import InvalidRequest
 
 
@@ -20,3 +22,17 @@ def within(value: float | None, path: str, low: float, high: float | None = None
         raise violated(value, path, f"Member must have value greater than or equal to {low:g}")
     if high is not None and not value <= high:
         raise violated(value, path, f"Member must have value less than or equal to {high:g}")
+
+
+_METADATA = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]{0,256}")
+
+
+def checked_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    """``requestMetadata`` within its limits. Raises InvalidRequest."""
+    if len(metadata) > 16:
+        raise violated("{...}", "requestMetadata", "Member must have length less than or equal to 16")
+    for text in (*metadata, *metadata.values()):
+        if not _METADATA.fullmatch(text):
+            pattern = "Member must satisfy regular expression pattern: [a-zA-Z0-9\\s:_@$#=/+,-.]{0,256}"
+            raise violated(text, "requestMetadata", pattern)
+    return metadata

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from diptych.errors import InvalidRequest
 from diptych.gateway.catalog import bare_id, find_model
 from diptych.gateway.ports import ServedModel
 
@@ -80,6 +81,13 @@ class Plane(msgspec.Struct, frozen=True):
 def provider_of(name: str) -> str:
     """The provider that an id names, or ours."""
     return _PROVIDERS.get(name.partition(".")[0], "Diptych") if "." in name else "Diptych"
+
+
+def page(token: str, size: str) -> tuple[int, int]:
+    """(start, size) of a page of a list. Raises InvalidRequest."""
+    if not (token.isdecimal() and size.isdecimal() and 1 <= int(size) <= 1000):
+        raise InvalidRequest("maxResults must be a number from 1 to 1000, and nextToken one that was given.")
+    return int(token), int(size)
 
 
 def matching(summaries: Sequence[dict[str, Any]], filters: dict[str, str]) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from urllib.parse import unquote
 from starlette.responses import Response
 from starlette.routing import Route
 
-from diptych.errors import InvalidRequest, ModelNotFound
-from diptych.gateway.bedrock.control import Plane, matching
+from diptych.errors import ModelNotFound
+from diptych.gateway.bedrock.control import ACCOUNT, Plane, matching, page
 from diptych.gateway.bedrock.failures import error_response
 from diptych.gateway.catalog import bare_id, find_model
 from diptych.gateway.refusals import NotFound
@@ -18,7 +18,6 @@ from diptych.gateway.responses import json_response
 from diptych.gateway.routes import Call, Endpoint, Gateway
 
 EMPTY_LISTS = {
-    "/guardrails": "guardrails",
     "/custom-models": "modelSummaries",
     "/imported-models": "modelSummaries",
     "/prompt-routers": "promptRouterSummaries",
@@ -80,17 +79,11 @@ async def get_availability(call: Call) -> Response:
 async def list_inference_profiles(call: Call) -> Response:
     plane, query = _plane(call), call.http.query_params
     names = [] if query.get("type") == "APPLICATION" else plane.profiled()
-    start, size = _page(query.get("nextToken", "0"), query.get("maxResults", "100"))
+    start, size = page(query.get("nextToken", "0"), query.get("maxResults", "100"))
     body: dict[str, Any] = {"inferenceProfileSummaries": [plane.profile(name) for name in names[start : start + size]]}
     if start + size < len(names):
         body["nextToken"] = str(start + size)
     return json_response(body, call.id)
-
-
-def _page(token: str, size: str) -> tuple[int, int]:
-    if not (token.isdecimal() and size.isdecimal() and 1 <= int(size) <= 1000):
-        raise InvalidRequest("maxResults must be a number from 1 to 1000, and nextToken one that was given.")
-    return int(token), int(size)
 
 
 async def get_inference_profile(call: Call) -> Response:
@@ -98,8 +91,16 @@ async def get_inference_profile(call: Call) -> Response:
 
 
 async def get_logging_configuration(call: Call) -> Response:
-    """Logging is off."""
-    return json_response({}, call.id)
+    """The file that is written to stands where AWS has a log group."""
+    log = call.gateway.features.invocation_log
+    if log is None:
+        return json_response({}, call.id)
+    kinds = {"text": True, "image": False, "embedding": False, "video": False, "audio": False}
+    config = {
+        "cloudWatchConfig": {"logGroupName": log.path[-512:], "roleArn": f"arn:aws:iam::{ACCOUNT}:role/diptych"},
+        **{f"{kind}DataDeliveryEnabled": on for kind, on in kinds.items()},
+    }
+    return json_response({"loggingConfig": config}, call.id)
 
 
 def _empty(member: str) -> Callable[[Call], Awaitable[Response]]:

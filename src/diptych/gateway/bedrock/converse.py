@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from diptych.errors import InvalidRequest
-from diptych.gateway.bedrock.constraints import violated, within
+from diptych.gateway.bedrock.constraints import checked_metadata, violated, within
 from diptych.gateway.bedrock.conversation import template_messages
+from diptych.gateway.bedrock.guardrails import moderation_in, trace_of
 from diptych.gateway.bedrock.shapes import ConverseBody, InferenceConfig, OutputConfig
 from diptych.gateway.bedrock.toolconfig import toolbox_of
 from diptych.gateway.calls import CallBegan, CallEnded, CallInput
@@ -57,6 +58,7 @@ async def converse_request(
         prompt=prompt,
         sampling=_sampling(body, fields, toolbox, room),
         latency=class_of(body).wanted,
+        tier=class_of(body).admitted_as,
         operation=operation,
     )
     return request, reader_for(model.chat, prompt, toolbox, CALL_PREFIX)
@@ -86,8 +88,6 @@ def _sampling(body: ConverseBody, fields: ModelFields, toolbox: Toolbox, room: i
 
 
 def _check(body: ConverseBody) -> None:
-    if body.guardrail_config is not None:
-        raise InvalidRequest("The guardrail identifier or version provided in the request does not exist.")
     if body.prompt_variables is not None:
         raise InvalidRequest("promptVariables needs the ARN of a prompt as modelId. Remove promptVariables.")
     _check_inference(body.inference_config)
@@ -99,8 +99,7 @@ def _check(body: ConverseBody) -> None:
     if len(pointers) > 10:
         constraint = "Member must have length less than or equal to 10"
         raise violated("[...]", "additionalModelResponseFieldPaths", constraint)
-    if len(body.request_metadata) > 16:
-        raise violated("{...}", "requestMetadata", "Member must have length less than or equal to 16")
+    checked_metadata(body.request_metadata)
 
 
 def _check_inference(config: InferenceConfig) -> None:
@@ -164,12 +163,15 @@ def usage(generation: Generation) -> dict[str, int]:
 
 
 def served(generation: Generation, asked: ServingClass) -> dict[str, Any]:
-    """The echo of ``performanceConfig`` (what was served) and ``serviceTier``, where they were asked for."""
+    """``performanceConfig`` and ``serviceTier`` as they were served, and ``trace``, where they were asked for."""
     echo: dict[str, Any] = {}
     if latency := asked.served_latency(generation.record):
         echo["performanceConfig"] = {"latency": latency}
-    if asked.tier is not None:
-        echo["serviceTier"] = {"type": asked.tier}
+    if tier := asked.served_tier(generation.request.tier):
+        echo["serviceTier"] = {"type": tier}
+    moderation = moderation_in(generation)
+    if moderation is not None and moderation.trace != "disabled":
+        echo["trace"] = trace_of(moderation)
     return echo
 
 

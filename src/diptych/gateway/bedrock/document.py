@@ -50,6 +50,7 @@ or presigned, services `bedrock` and `bedrock-mantle`), API keys and short-term 
 | `meta.llama*` | `prompt`, `max_gen_len` |
 | `mistral.mistral-7b*`, `mistral.mixtral*` | `prompt`, `max_tokens`, `outputs` |
 | `deepseek.r1*` | `prompt`, `max_tokens`, `choices` of text |
+| `anthropic.claude*` | Anthropic's Messages under `anthropic_version` |
 | any other | OpenAI's chat completions |
 
 The id that the client names decides, so an alias brings its provider's schema with it. A region's prefix (`us.`,

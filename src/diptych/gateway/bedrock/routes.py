@@ -17,6 +17,7 @@ from diptych.gateway.bedrock.converse import converse_answer, converse_prompt, c
 from diptych.gateway.bedrock.failures import error_frame, error_response
 from diptych.gateway.bedrock.families import schema_of
 from diptych.gateway.bedrock.families.schema import Asked, Schema
+from diptych.gateway.bedrock.guardrails import guarded_body, guarded_native, moderation_of
 from diptych.gateway.bedrock.shapes import ConverseBody, count_tokens_decoder, decoder
 from diptych.gateway.bedrock.stream import MEDIA_TYPE, converse_events
 from diptych.gateway.bedrock.toolconfig import toolbox_of
@@ -67,8 +68,12 @@ async def _in_bedrocks_words(work: Awaitable[Result]) -> Result:
 async def _begin(call: Call, operation: str) -> tuple[Generation, ConverseBody]:
     model, raw = await _read(call)
     body = parse(raw, decoder)
+    call.metadata = dict(body.request_metadata)
+    moderation = moderation_of(call.gateway.guardrails, body.guardrail_config, operation)
+    if moderation is not None:
+        body = guarded_body(body, moderation)
     request, reader = await converse_request(body, model, call.id, operation)
-    return call.generation(model, request, reader), body
+    return call.generation(model, request, reader, moderation), body
 
 
 async def converse(call: Call) -> Response:
@@ -95,18 +100,23 @@ def _streamed(call: Call, events: Any, headers: dict[str, str] | None = None) ->
 
 async def _invoked(call: Call, operation: str, *, streams: bool) -> tuple[Generation, Schema, ServingClass]:
     serving = invoke.class_of(call.http.headers)
+    call.metadata = invoke.metadata_of(call.http.headers)
     model, raw = await _read(call)
     asked = Asked(model, _model_id(call), call.id, operation, streams, serving)
     schema = schema_of(asked.model_id)
+    moderation = invoke.moderation_of(call.gateway.guardrails, call.http.headers)
+    if moderation is not None:
+        raw = guarded_native(raw, moderation)
     request, reader = await schema.request(raw, asked)
-    return call.generation(model, request, reader), schema, serving
+    return call.generation(model, request, reader, moderation), schema, serving
 
 
 async def invoke_model(call: Call) -> Response:
     generation, schema, serving = await _in_bedrocks_words(_invoked(call, "InvokeModel", streams=False))
     parts, _ = await call.gateway.in_flight.run(call.http.receive, generation.whole())
     headers = {**invoke.usage_headers(generation), **invoke.served_headers(generation, serving)}
-    return json_response(schema.answer(generation, parts), call.id, headers=headers)
+    answer = {**schema.answer(generation, parts), **invoke.guardrail_members(generation)}
+    return json_response(answer, call.id, headers=headers)
 
 
 async def invoke_model_with_response_stream(call: Call) -> Response:

@@ -13,7 +13,7 @@ class _Shape(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=
 
 class GuardedText(_Shape, frozen=True):
     text: str
-    qualifiers: list[str] = []
+    qualifiers: list[Literal["grounding_source", "query", "guard_content"]] = []
 
 
 class GuardContent(_Shape, frozen=True):
@@ -146,6 +146,13 @@ class ServiceTier(_Shape, frozen=True):
     type: Literal["priority", "default", "flex", "reserved"]
 
 
+class GuardrailConfig(_Shape, frozen=True):
+    guardrail_identifier: str | None = None
+    guardrail_version: str | None = None
+    trace: Literal["enabled", "disabled", "enabled_full"] = "disabled"
+    stream_processing_mode: Literal["sync", "async"] | None = None
+
+
 class JsonSchema(_Shape, frozen=True):
     schema: str
     name: str | None = None
@@ -171,7 +178,7 @@ class ConverseBody(_Shape, frozen=True):
     system: list[SystemBlock] = []
     inference_config: InferenceConfig = InferenceConfig()
     tool_config: ToolConfig | None = None
-    guardrail_config: dict[str, Any] | None = None
+    guardrail_config: GuardrailConfig | None = None
     additional_model_request_fields: dict[str, Any] = {}
     additional_model_response_field_paths: list[str] = []
     prompt_variables: dict[str, Any] | None = None

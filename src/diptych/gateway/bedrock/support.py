@@ -11,12 +11,12 @@ from typing import Any
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "bedrock-runtime": (
-        "Converse", "ConverseStream", "InvokeModel", "InvokeModelWithResponseStream", "CountTokens",
+        "Converse", "ConverseStream", "InvokeModel", "InvokeModelWithResponseStream", "CountTokens", "ApplyGuardrail",
     ),
     "bedrock": (
         "ListFoundationModels", "GetFoundationModel", "GetFoundationModelAvailability", "ListInferenceProfiles",
-        "GetInferenceProfile", "GetModelInvocationLoggingConfiguration", "ListGuardrails", "ListCustomModels",
-        "ListImportedModels", "ListPromptRouters", "ListProvisionedModelThroughputs",
+        "GetInferenceProfile", "GetModelInvocationLoggingConfiguration", "ListGuardrails", "GetGuardrail",
+        "ListCustomModels", "ListImportedModels", "ListPromptRouters", "ListProvisionedModelThroughputs",
         "ListMarketplaceModelEndpoints", "ListCustomModelDeployments",
     ),
 }  # fmt: skip
@@ -24,10 +24,15 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 REFUSED = "refused with ValidationException"
 IGNORED = "accepted, without effect"
 
-_CONVERSE = {
-    "guardrailConfig": REFUSED,
+EMPTY = "accepted; the list is always empty"
+_EMPTY_LISTS = frozenset({
+    "ListCustomModels", "ListImportedModels", "ListPromptRouters", "ListProvisionedModelThroughputs",
+    "ListMarketplaceModelEndpoints", "ListCustomModelDeployments",
+})  # fmt: skip
+
+_CONVERSE: Mapping[str, str] = {
     "promptVariables": REFUSED,
-    "requestMetadata": IGNORED,
+    "requestMetadata": "checked; kept in the invocation log",
     "outputConfig.effort": REFUSED,
     "messages.content.image": REFUSED,
     "messages.content.document": REFUSED,
@@ -44,16 +49,13 @@ _CONVERSE = {
     "toolConfig.tools.cachePoint": IGNORED,
     "additionalModelRequestFields": "top_k, min_p, seed, presence_penalty, frequency_penalty, ignore_eos; no others",
     "additionalModelResponseFieldPaths": "/stop_sequence; others ignored",
-    "serviceTier": "echoed; priority may use the pair",
+    "serviceTier": "the order in which requests are served; what was served is echoed; priority may use the pair",
     "performanceConfig": "optimized may use the pair; what was served is echoed",
 }
 _INVOKE = {
-    "guardrailIdentifier": REFUSED,
-    "guardrailVersion": IGNORED,
-    "trace": IGNORED,
     "accept": IGNORED,
     "contentType": IGNORED,
-    "requestMetadata": IGNORED,
+    "requestMetadata": "checked; kept in the invocation log",
 }
 
 MEMBERS: dict[str, Mapping[str, str]] = {
@@ -61,6 +63,7 @@ MEMBERS: dict[str, Mapping[str, str]] = {
     "ConverseStream": _CONVERSE,
     "InvokeModel": _INVOKE,
     "InvokeModelWithResponseStream": _INVOKE,
+    "ApplyGuardrail": {"content.image": REFUSED, "content.text.qualifiers": "checked; every text is judged"},
     "CountTokens": {"input.converse.additionalModelRequestFields": IGNORED},
 }
 """What is done with a member, by its path. Lists add nothing to a path."""
@@ -68,6 +71,7 @@ MEMBERS: dict[str, Mapping[str, str]] = {
 _OPENED = frozenset({
     "messages", "messages.content", "system", "inferenceConfig", "toolConfig", "toolConfig.tools",
     "toolConfig.toolChoice", "outputConfig", "outputConfig.textFormat", "input", "input.converse", "input.invokeModel",
+    "guardrailConfig", "content", "content.text",
 })  # fmt: skip
 """Members whose own members are listed."""
 
@@ -87,5 +91,4 @@ def treatment(operation: str, path: str) -> str:
     known = MEMBERS.get(operation, {})
     if path in known:
         return known[path]
-    empty_list = operation.startswith("List") and operation not in ("ListFoundationModels", "ListInferenceProfiles")
-    return IGNORED if empty_list else "honoured"
+    return EMPTY if operation in _EMPTY_LISTS else "honoured"

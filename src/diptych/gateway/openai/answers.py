@@ -16,7 +16,10 @@ from diptych.gateway.responses import to_json
 from diptych.types import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
-_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "length": "length", "tool_use": "tool_calls"}
+_FINISH = {
+    "end_turn": "stop", "stop_sequence": "stop", "length": "length", "tool_use": "tool_calls",
+    "guardrail_intervened": "content_filter",
+}  # fmt: skip
 
 
 def finish_reason(generation: Generation) -> str:

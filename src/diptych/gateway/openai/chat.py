@@ -43,7 +43,8 @@ async def chat_request(
     room = model.context_tokens - len(prompt)
     sampling = _sampling(body, toolbox.forced_schema or _json_schema(body.response_format), room)
     request = Request(
-        id=request_id, model=model.id, prompt=prompt, sampling=sampling, latency=asked.wanted, operation=operation
+        id=request_id, model=model.id, prompt=prompt, sampling=sampling, latency=asked.wanted, tier=asked.admitted_as,
+        operation=operation,
     )  # fmt: skip
     return request, lambda: reader_for(model.chat, prompt, toolbox, CALL_PREFIX)
 

@@ -17,6 +17,7 @@ _BY_PREFIX = (
     ("mistral.mistral-7b", "mistral"),
     ("mistral.mixtral", "mistral"),
     ("deepseek.r1", "deepseek"),
+    ("anthropic.claude", "claude"),
 )
 
 

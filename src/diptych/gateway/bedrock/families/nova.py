@@ -99,7 +99,8 @@ class _Nova:
     async def request(self, raw: bytes, asked: Asked) -> tuple[Request, OutputReader | None]:
         body = _as_converse(parse(raw, _decoder))
         request, reader = await converse_request(body, asked.model, asked.request_id, asked.operation)
-        return msgspec.structs.replace(request, latency=asked.serving.wanted), reader
+        serving = asked.serving
+        return msgspec.structs.replace(request, latency=serving.wanted, tier=serving.admitted_as), reader
 
     def answer(self, generation: Generation, parts: Sequence[Part]) -> dict[str, Any]:
         return {

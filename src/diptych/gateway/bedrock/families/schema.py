@@ -28,7 +28,7 @@ class Asked(msgspec.Struct, frozen=True):
     def request(self, prompt: tuple[int, ...], sampling: Sampling) -> Request:
         return Request(
             id=self.request_id, model=self.model.id, prompt=prompt, sampling=sampling, latency=self.serving.wanted,
-            operation=self.operation,
+            tier=self.serving.admitted_as, operation=self.operation,
         )  # fmt: skip
 
 
