@@ -69,7 +69,10 @@ class ModelSettings(Frozen, frozen=True):
 
 
 class PrefillSettings(Frozen, frozen=True):
-    """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep."""
+    """A worker that reads prompts. ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep.
+
+    ``keep_mb`` bounds the KV that it keeps of what it has handed over, until the first tokens are out.
+    """
 
     id: WorkerId = "prefill-0"
     engine: Literal["torch"] = "torch"
@@ -80,10 +83,14 @@ class PrefillSettings(Frozen, frozen=True):
     active_prompts: Count = 4
     spin: int = 2000
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    keep_mb: Annotated[int, Meta(ge=0)] = 128
 
 
 class DecodeSettings(Frozen, frozen=True):
-    """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one."""
+    """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one.
+
+    One that says nothing for ``token_timeout_s`` to a request that runs is hung: it is killed, and started again.
+    """
 
     id: WorkerId = "decode-0"
     engine: Literal["llamacpp"] = "llamacpp"
@@ -95,6 +102,7 @@ class DecodeSettings(Frozen, frozen=True):
     binary: str | None = None
     address: str | None = None
     spin: int = 2000
+    token_timeout_s: Positive = 30.0
 
 
 class RoutingSettings(Frozen, frozen=True):
@@ -105,13 +113,30 @@ class RoutingSettings(Frozen, frozen=True):
 
 
 class Deadlines(Frozen, frozen=True):
-    """Seconds that each phase of a handoff may take before it counts as failed."""
+    """Seconds that each phase of a handoff may take before it counts as failed.
+
+    ``resume_s`` is how long a request whose decode worker died waits for another one, ``kept_s`` how long at most a
+    prefill worker keeps KV that it has handed over.
+    """
 
     offer_s: Positive = 60.0
     prefill_s: Positive = 120.0
     heartbeat_s: Positive = 1.0
     lost_after_s: Positive = 4.0
     start_s: Positive = 120.0
+    resume_s: Positive = 30.0
+    kept_s: Positive = 120.0
+
+
+class ContinuitySettings(Frozen, frozen=True):
+    """What is done so that a stream survives its decode worker.
+
+    The prefill worker keeps a request's KV until its first ``keep_tokens`` tokens are out (0: not at all); a seeded
+    stream is replayed where at most ``replay_tokens`` of it were sent.
+    """
+
+    keep_tokens: Annotated[int, Meta(ge=0)] = 8
+    replay_tokens: Annotated[int, Meta(ge=0)] = 256
 
 
 class FleetSettings(Frozen, frozen=True):
@@ -123,6 +148,7 @@ class FleetSettings(Frozen, frozen=True):
     decode: tuple[DecodeSettings, ...] = (DecodeSettings(),)
     routing: RoutingSettings = RoutingSettings()
     deadlines: Deadlines = Deadlines()
+    continuity: ContinuitySettings = ContinuitySettings()
 
     @property
     def workers(self) -> tuple[PrefillSettings | DecodeSettings, ...]:

@@ -9,6 +9,7 @@ import msgspec
 Latency = Literal["standard", "optimized"]
 PlacementKind = Literal["disaggregated", "aggregated"]
 FinishReason = Literal["stop", "length", "cancelled"]
+Continuity = Literal["exact", "restarted_sampler"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,7 +113,9 @@ class RequestRecord(msgspec.Struct, kw_only=True):
 
     ``kv_tokens`` and ``kv_bytes`` count what the decode engine itself confirmed that it took over.
     ``recomputed`` is the reason for which a handoff was given up and the prompt read again, or None.
-    ``served_latency`` is the latency class actually served, which Bedrock echoes.
+    ``served_latency`` is the latency class actually served, which Bedrock echoes. ``continuity`` is None unless the
+    stream lost its decode worker and went on: ``exact`` where it is what it would have been, ``restarted_sampler``
+    where it is only as likely; ``decode`` is then the worker that ended it, all else is of the first one.
     """
 
     id: str
@@ -136,5 +139,6 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     engine_ms: EngineTime = EngineTime()
     predicted_ms: Predicted = Predicted(None, None)
     recomputed: str | None = None
+    continuity: Continuity | None = None
     served_latency: Latency = "standard"
     finish: FinishReason | None = None

@@ -39,6 +39,12 @@ class Mailbox:
         lost = [item for item in self._items if isinstance(item, Exception)]
         self._items = deque(lost)
 
+    def check(self) -> None:
+        """Raises WorkerLost where the worker was lost since the mailbox was opened."""
+        for item in self._items:
+            if isinstance(item, Exception):
+                raise item
+
     async def get(self) -> m.FromWorker:
         """The next message. Raises what a Failed message carries, or WorkerLost."""
         while not self._items:
@@ -113,6 +119,11 @@ class Peer:
         if self._boxes.pop(request_id, None) is not None and cancel:
             self._wire.send(m.encode(m.Cancel(request_id)))
 
+    def cancel(self, request_id: str) -> None:
+        """Tells the worker to free whatever belongs to this id. Never raises."""
+        if self.alive:
+            self._wire.send(m.encode(m.Cancel(request_id)))
+
     async def ready(self, within_s: float) -> m.Welcome:
         """Waits until the worker has answered. Raises DeadlineExceeded."""
         loop = asyncio.get_running_loop()
@@ -128,6 +139,9 @@ class Peer:
         message = m.decode_from_worker(frames[-1])
         if isinstance(message, m.Welcome):
             self._met(message)
+        elif isinstance(message, m.Dropped):
+            self._lost()
+            self._wire.send(m.encode(m.Hello()))
         elif not isinstance(message, m.Pong):
             box = self._boxes.get(message.id)
             if box is not None:

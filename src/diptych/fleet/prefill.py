@@ -1,6 +1,6 @@
 """The prefill worker: one engine thread that computes chunks in turn, and the loop that talks.
 
-loop:    on_message -> Job -------------------------------> seal (executor) -> Sealed
+loop:    on_message -> Job -------------------------------> seal (executor) -> Sealed -> kept for a while
 engine:            next_turn -> one chunk -> ... -> last chunk ^
 """
 
@@ -12,32 +12,39 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
 from diptych.config import Deadlines, PrefillSettings
-from diptych.engines.protocol import PrefillEngine
+from diptych.engines.protocol import KVSink, PrefillEngine
 from diptych.errors import HandoffError
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
+from diptych.fleet.kept import Keeper, KeptKV, Key, Remembering
 from diptych.fleet.lifeline import give_back_memory
 from diptych.fleet.turns import next_turn
 from diptych.handoff import transports
 from diptych.handoff.ticket import verify
 from diptych.handoff.writer import Writer
 
-Key = tuple[bytes, str]
+Steps = Callable[[Sequence[int], KVSink], Generator[int, None, int]]
 
 IDLE_S = 2.0
 """Seconds without work after which freed memory goes back to the system."""
 
 
 class Job:
-    """One prompt on its way: its writer, its steps (from the first turn on), and its times."""
+    """One prompt on its way: its writer, its steps (from the first turn on), and its times.
 
-    def __init__(self, key: Key, message: m.Prefill, writer: Writer) -> None:
+    ``begin`` makes the steps: the engine's, or those of ``kept`` KV. ``sink`` remembers what is to be kept.
+    """
+
+    def __init__(self, key: Key, prompt: tuple[int, ...], writer: Writer, begin: Steps) -> None:
         self.key = key
-        self.prompt = message.prompt
+        self.prompt = prompt
         self.writer = writer
+        self.begin = begin
+        self.sink: Remembering | None = None
+        self.kept: KeptKV | None = None
         self.steps: Generator[int, None, int] | None = None
         self.added_s = time.monotonic()
         self.first_s = 0.0
@@ -66,6 +73,8 @@ class PrefillWorker:
             settings.id, "prefill", uuid.uuid4().hex, engine.describe(), os.getpid(), socket.gethostname()
         )
         self._jobs: dict[Key, Job] = {}
+        self._sealing: dict[Key, Job] = {}
+        self._keeper = Keeper(settings.keep_mb << 20, deadlines.kept_s)
         self._transports: dict[str, transports.Sender] = {}
         self._work = threading.Condition()
         self._closing = False
@@ -77,9 +86,11 @@ class PrefillWorker:
         self._endpoint = Endpoint(address, self, self._deadlines)
         thread = threading.Thread(target=self._compute, name="engine")
         thread.start()
+        expiry = asyncio.create_task(self._expire())
         try:
             await stop.wait()
         finally:
+            expiry.cancel()
             with self._work:
                 self._closing = True
                 self._work.notify()
@@ -92,25 +103,37 @@ class PrefillWorker:
         return self._welcome
 
     def on_message(self, client: bytes, message: m.ToWorker) -> None:
-        if isinstance(message, m.Prefill):
+        if isinstance(message, m.Prefill | m.Again):
             self._accept(client, message)
         elif isinstance(message, m.Cancel):
             self._cancel((client, message.id))
+            self._keeper.release((client, message.id))
 
     def on_client_lost(self, client: bytes) -> None:
-        for key in [key for key in self._jobs if key[0] == client]:
+        for key in [key for key in (*self._jobs, *self._sealing) if key[0] == client]:
             self._cancel(key)
+        self._keeper.lost(client)
 
-    def _accept(self, client: bytes, message: m.Prefill) -> None:
+    def _accept(self, client: bytes, message: m.Prefill | m.Again) -> None:
         try:
-            ticket = verify(message.ticket, self._secret, time.time())
-            writer = self._transport(ticket.transport).open_writer(ticket, self._welcome.description.form)
+            job = self._job((client, message.id), message)
         except HandoffError as exc:
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
         with self._work:
-            self._jobs[client, message.id] = Job((client, message.id), message, writer)
+            self._jobs[job.key] = job
             self._work.notify()
+
+    def _job(self, key: Key, message: m.Prefill | m.Again) -> Job:
+        """Raises HandoffError: the ticket is not in force, or what was kept is gone."""
+        kept = self._keeper.get((key[0], message.kept)) if isinstance(message, m.Again) else None
+        ticket = verify(message.ticket, self._secret, time.time())
+        writer = self._transport(ticket.transport).open_writer(ticket, self._welcome.description.form)
+        job = Job(key, message.prompt, writer, kept.steps if kept else self._engine.prefill)
+        job.kept = kept
+        if isinstance(message, m.Prefill) and message.keep and self._settings.keep_mb:
+            job.sink = Remembering(writer)
+        return job
 
     def _transport(self, name: str) -> transports.Sender:
         """One of a kind for all handoffs: it keeps what is mapped and connected."""
@@ -120,7 +143,7 @@ class PrefillWorker:
 
     def _cancel(self, key: Key) -> None:
         with self._work:
-            job = self._jobs.get(key)
+            job = self._jobs.get(key) or self._sealing.get(key)
             if job is not None:
                 job.cancelled = True
                 self._work.notify()
@@ -156,7 +179,7 @@ class PrefillWorker:
         began = time.monotonic()
         if job.steps is None:
             job.first_s = began
-            job.steps = self._engine.prefill(job.prompt, job.writer)
+            job.steps = job.begin(job.prompt, job.sink or job.writer)
         try:
             job.done = next(job.steps)
         except StopIteration as end:
@@ -178,7 +201,13 @@ class PrefillWorker:
     def _finish(self, job: Job, cached_tokens: int) -> None:
         with self._work:
             self._jobs.pop(job.key, None)
+            self._sealing[job.key] = job
         self._loop.call_soon_threadsafe(self._start_seal, job, cached_tokens)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._keeper.expire(time.monotonic())
 
     def _start_seal(self, job: Job, cached_tokens: int) -> None:
         task = asyncio.create_task(self._seal(job, cached_tokens))
@@ -189,11 +218,17 @@ class PrefillWorker:
         began = time.monotonic()
         try:
             seal = await asyncio.to_thread(job.writer.seal)
+            if job.kept is not None:
+                job.kept.check(job.writer.ticket, seal)
         except HandoffError as exc:
             self._endpoint.send(job.key[0], m.Failed.of(job.key[1], exc))
             return
         finally:
             job.writer.abort()
+            self._sealing.pop(job.key, None)
+        if job.sink is not None and not job.cancelled:
+            kept = KeptKV(job.prompt, job.sink.chunks, job.writer.ticket, seal)
+            self._keeper.keep(job.key, kept, time.monotonic())
         sealed = m.Sealed(
             id=job.key[1],
             seal=seal,
