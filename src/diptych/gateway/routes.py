@@ -46,7 +46,7 @@ class Gateway:
         self.keys = keys
         self.in_flight = InFlight()
         self.quotas = Quotas(time.monotonic)
-        self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("recomputed", {}))
+        self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("handoffs", {}))
 
 
 class Call:

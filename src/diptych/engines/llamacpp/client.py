@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 EVENT_END = b"\n\n"
 EVENT_START = b"data: "
+STOPPED_S = 0.5
+"""A timer that is later than this was held up by this process itself."""
 
 
 class _Exchange(asyncio.Protocol):
@@ -33,6 +35,7 @@ class _Exchange(asyncio.Protocol):
         self._on_silence = on_silence
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()
+        self._due = self._heard
         self._watch: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._wake: asyncio.Future[None] | None = None
@@ -93,9 +96,12 @@ class _Exchange(asyncio.Protocol):
         """One timer an exchange, not one an event: it looks when the last event was."""
         if self._silence_s is None or self.complete:
             return
-        left_s = self._heard + self._silence_s - self._loop.time()
-        if left_s > 0:
-            self._watch = self._loop.call_later(left_s, self._watch_silence)
+        now = self._loop.time()
+        if now - self._due > STOPPED_S:
+            self._heard = now  # it was us who stood still, and what the server said meanwhile is yet to be read
+        self._due = self._heard + self._silence_s
+        if self._due > now:
+            self._watch = self._loop.call_at(self._due, self._watch_silence)
             return
         self._lost = f"nothing came for {self._silence_s:g} s"
         self._notify()
