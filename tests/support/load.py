@@ -37,7 +37,8 @@ def chat_body(text: str, output_tokens: int, *, pair: bool, stream: bool = True)
 
 
 class Asked(msgspec.Struct):
-    """One streamed request as its client saw it. ``error`` is the dialect's, ``broken`` a connection that ended;
+    """One streamed request as its client saw it. ``tokens`` are those that have log-probabilities, which halves of
+    characters have not. ``error`` is the dialect's, ``broken`` a connection that ended;
     ``silence`` is the longest time in which nothing came, in seconds."""
 
     number: int
@@ -45,6 +46,7 @@ class Asked(msgspec.Struct):
     status: int = 0
     request_id: str = ""
     tokens: list[str] = []
+    text: str = ""
     gaps: list[float] = []
     finish: str | None = None
     error: dict[str, Any] | None = None
@@ -97,6 +99,7 @@ def _take(asked: Asked, line: str) -> None:
         asked.error = event["error"]
         return
     for choice in event["choices"]:
+        asked.text += choice["delta"].get("content") or ""
         for found in (choice["logprobs"] or {}).get("content") or ():
             asked.tokens.append(found["token"])
             top = found["top_logprobs"]
