@@ -74,7 +74,8 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator[F
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path_factory.mktemp("two"), two_decoders(tiny_gguf))
+    kept = f"[continuity]\nkeep_tokens = {OUTPUT}\nreplay_tokens = {OUTPUT}\n"
+    fleet = Fleet(tmp_path_factory.mktemp("two"), two_decoders(tiny_gguf) + kept)
     learn(fleet)
     yield fleet
     fleet.stop()

@@ -87,6 +87,19 @@ async def test_a_worker_that_goes_away_ends_every_wait(pair: tuple[Toy, Peer, st
         peer.open("late")
 
 
+async def test_a_loss_is_not_forgotten(pair: tuple[Toy, Peer, str]) -> None:
+    """Whoever was told of it once and asks again must not wait for a mailbox that nobody fills."""
+    _, peer, _ = pair
+    box = peer.open("r")
+    peer._lost()
+    box.clear()
+    for _ in range(2):
+        with pytest.raises(WorkerLost):
+            await asyncio.wait_for(box.get(), 5)
+        with pytest.raises(WorkerLost):
+            box.check()
+
+
 async def test_a_worker_that_falls_silent_is_lost(pair: tuple[Toy, Peer, str]) -> None:
     toy, peer, _ = pair
     toy.endpoint.send = lambda client, message: None  # type: ignore[method-assign]  # hangs, its connection stays

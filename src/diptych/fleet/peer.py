@@ -26,33 +26,34 @@ class Mailbox:
     """What a worker sent under one request id, in order. A loss ends it with an error."""
 
     def __init__(self) -> None:
-        self._items: deque[m.FromWorker | Exception] = deque()
+        self._items: deque[m.FromWorker] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._lost: Exception | None = None
 
     def put(self, item: m.FromWorker | Exception) -> None:
-        self._items.append(item)
+        if isinstance(item, Exception):
+            self._lost = item
+        else:
+            self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def clear(self) -> None:
         """Forgets what came so far, but not that the worker was lost."""
-        lost = [item for item in self._items if isinstance(item, Exception)]
-        self._items = deque(lost)
+        self._items.clear()
 
     def check(self) -> None:
         """Raises WorkerLost where the worker was lost since the mailbox was opened."""
-        for item in self._items:
-            if isinstance(item, Exception):
-                raise item
+        if self._lost is not None:
+            raise self._lost
 
     async def get(self) -> m.FromWorker:
         """The next message. Raises what a Failed message carries, or WorkerLost."""
         while not self._items:
+            self.check()
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         item = self._items.popleft()
-        if isinstance(item, Exception):
-            raise item
         if isinstance(item, m.Failed):
             raise item.error()
         return item
