@@ -72,8 +72,8 @@ def test_no_200_with_another_prompts_text(fleet: Fleet) -> None:
     done: list[Asked] = []
 
     def client(first: int) -> None:
-        for turn in range(12):
-            done.append(ask(fleet.url, NUMBERS[(first * 5 + turn) % len(NUMBERS)], WORDS, OUTPUT, pair=True))
+        mine = [NUMBERS[(first * 5 + turn) % len(NUMBERS)] for turn in range(12)]
+        done.extend(ask(fleet.url, number, WORDS, OUTPUT, pair=True) for number in mine)
 
     threads = [threading.Thread(target=client, args=(first,)) for first in range(6)]
     for thread in threads:
