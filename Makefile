@@ -24,8 +24,10 @@ unit: $(STAMP)
 e2e: $(STAMP)
 	$(BIN)/pytest -q -m "e2e and not soak"
 
+# for so long; `make soak SOAK_MINUTES=600` for a night
+SOAK_MINUTES ?= 60
 soak: $(STAMP)
-	$(BIN)/pytest -q -m soak
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/pytest -q -m soak
 
 bench: $(STAMP)
 	$(BIN)/diptych bench pair

@@ -140,6 +140,7 @@ class PrefillSettings(EmulatedChip, frozen=True):
 
     ``spin`` is GOMP_SPINCOUNT: how long idle threads spin before they sleep.
     ``nice`` is how far it gives way to decode on the same cores, from 0 (not at all) to 19.
+    ``keep_mb`` bounds the KV that it keeps of what it has handed over, until the first tokens are out.
     """
 
     id: WorkerId = "prefill-0"
@@ -151,12 +152,16 @@ class PrefillSettings(EmulatedChip, frozen=True):
     active_prompts: Count = 4
     spin: int = 2000
     nice: Annotated[int, Meta(ge=0, le=19)] = 3
+    keep_mb: Annotated[int, Meta(ge=0)] = 128
     transports: Transports | None = None
 
 
 class DecodeSettings(EmulatedChip, frozen=True):
     """A worker that emits tokens. ``binary`` or ``address`` name a llama-server other than the built-in one;
-    ``device`` is PyTorch's."""
+    ``device`` is PyTorch's.
+
+    One that says nothing for ``token_timeout_s`` to a request that runs is hung: it is killed, and started again.
+    """
 
     id: WorkerId = "decode-0"
     engine: Literal["llamacpp", "torch", "emulated"] = "llamacpp"
@@ -169,6 +174,7 @@ class DecodeSettings(EmulatedChip, frozen=True):
     binary: str | None = None
     address: str | None = None
     spin: int = 2000
+    token_timeout_s: Positive = 30.0
     transports: Transports | None = None
 
 
@@ -215,7 +221,11 @@ class RoutingSettings(Frozen, frozen=True):
 
 
 class Deadlines(Frozen, frozen=True):
-    """Seconds that each phase of a handoff may take before it counts as failed; ``queue_s`` is the wait before it."""
+    """Seconds that each phase of a handoff may take before it counts as failed; ``queue_s`` is the wait before it.
+
+    ``resume_s`` is how long a request whose decode worker died waits for another one, ``kept_s`` how long at most a
+    prefill worker keeps KV that it has handed over.
+    """
 
     queue_s: Positive = 300.0
     offer_s: Positive = 60.0
@@ -223,6 +233,19 @@ class Deadlines(Frozen, frozen=True):
     heartbeat_s: Positive = 1.0
     lost_after_s: Positive = 4.0
     start_s: Positive = 120.0
+    resume_s: Positive = 30.0
+    kept_s: Positive = 120.0
+
+
+class ContinuitySettings(Frozen, frozen=True):
+    """What is done so that a stream survives its decode worker.
+
+    The prefill worker keeps a request's KV until its first ``keep_tokens`` tokens are out (0: not at all); a seeded
+    stream is replayed where at most ``replay_tokens`` of it were sent.
+    """
+
+    keep_tokens: Annotated[int, Meta(ge=0)] = 8
+    replay_tokens: Annotated[int, Meta(ge=0)] = 256
 
 
 class FleetSettings(Frozen, frozen=True):
@@ -236,6 +259,7 @@ class FleetSettings(Frozen, frozen=True):
     routing: RoutingSettings = RoutingSettings()
     deadlines: Deadlines = Deadlines()
     guardrails: tuple[GuardrailSettings, ...] = ()
+    continuity: ContinuitySettings = ContinuitySettings()
 
     @property
     def workers(self) -> tuple[PrefillSettings | DecodeSettings, ...]:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from diptych.errors import DiptychError
 from diptych.fleet.handover import HandedOver
 from diptych.routing.placement import Estimate, Placement
-from diptych.types import EngineTime, Parts, Predicted, Prepared, Request, RequestRecord, TokenChunk
+from diptych.types import Continuity, EngineTime, Parts, Predicted, Prepared, Request, RequestRecord, TokenChunk
 
 KEPT = 4096
 
@@ -61,26 +61,41 @@ class Timeline:
         self._attempt_at = self._started
 
     def placed(self, placement: Placement, request: Request) -> None:
+        """Where the request goes. A stream that goes on elsewhere keeps the record of its first token."""
         chosen = placement.chosen
         record = self.record
+        if self.first_at is not None:
+            record.decode = chosen.decode
+            return
+        self._handed, record.recomputed = None, None
         record.placement, record.prefill, record.decode = chosen.kind, chosen.prefill, chosen.decode
         record.predicted_ms = Predicted(_total_ms(placement.disaggregated), _total_ms(placement.aggregated))
         fast = chosen.kind == "disaggregated" and request.latency == "optimized"
         record.served_latency = "optimized" if fast else "standard"
         self._attempt_at = time.monotonic()
 
+    def continues(self, continuity: Continuity | None) -> None:
+        """How the stream goes on, where it had to."""
+        self.record.continuity = continuity
+
     def handed_over(self, handed: HandedOver) -> None:
+        if self.first_at is not None:
+            return
         self._handed, self._handed_at = handed, time.monotonic()
         self.record.cached_tokens = handed.cached_tokens
         self.record.transport = handed.transport
 
     def recomputed(self, reason: str) -> None:
         """The prompt is read by the decode engine after all."""
+        if self.first_at is not None:
+            return
         self.record.recomputed = reason
         self.record.served_latency = "standard"
 
     def prepared(self, prepared: Prepared) -> None:
         """The first chunk is here; its parts are now known."""
+        if self.first_at is not None:
+            return
         now = time.monotonic()
         record = self.record
         record.kv_tokens = prepared.kv_tokens

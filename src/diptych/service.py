@@ -3,13 +3,15 @@
 generate --place--> aggregated:     D reads and decodes
                     disaggregated:  P reads -> KV lands at D -> D decodes
                                       P lost, KV in doubt, deadline -> D reads it itself (counted)
-D lost before the first token -> placed again, without D;  after it -> WorkerLost in the stream
+D lost at any time -> placed again, on another one or on D when it is back; P's KV is handed over once more where it
+                      is still kept, and the client's stream goes on where it was (continuity.py says how)
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -19,6 +21,7 @@ import msgspec
 
 from diptych.admission import Door
 from diptych.config import FleetSettings
+from diptych.continuity import Course, seeded
 from diptych.errors import ContextExceeded, DeadlineExceeded, DiptychError, HandoffError, WorkerError, WorkerLost
 from diptych.fleet import messages as m
 from diptych.fleet.giveback import GiveBack
@@ -29,12 +32,18 @@ from diptych.recording import Records, Timeline
 from diptych.routing.admission import Admission
 from diptych.routing.placement import Placement
 from diptych.routing.router import Router, Way
+from diptych.tally import Handoff, Tally
 from diptych.types import Request, RequestRecord, TokenChunk
 
 log = logging.getLogger("diptych.service")
 
 STEPS_PER_OBSERVATION = 8
 OBSERVATION_S = 0.25
+MOST_LOSSES = 3
+"""Decode workers that one request may lose. It may be what kills them."""
+AVOID_S = 1.0
+"""How long a request stays away from a worker that says of itself that its engine is gone."""
+LOOK_S = 0.05
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +54,50 @@ class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     created: int
     chat: ChatFormat
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """KV that a prefill worker keeps for us, under the id of the handoff in which it was computed."""
+
+    prefill: str
+    instance: str
+    id: str
+
+
+class Life:
+    """One request on its way through the fleet: what its client has, and what is left of the attempts before."""
+
+    def __init__(self, request: Request, replay_tokens: int) -> None:
+        self.request = request
+        self.course = Course(request, replay_tokens)
+        self.kept: Kept | None = None
+        self.handoff: Handoff | None = None
+        self.first_kv: str | None = None
+        """How the engine that emitted the first token came by its KV, and which engine it was."""
+        self.decode: m.Welcome | None = None
+        self.avoid: dict[str, float] = {}
+        self.attempts = 0
+        self.losses = 0
+
+    def next_id(self) -> str:
+        """Each attempt has an id of its own: what a late worker still says to an earlier one goes nowhere."""
+        self.attempts += 1
+        return self.request.id if self.attempts == 1 else f"{self.request.id}/{self.attempts}"
+
+    def began(self, welcome: m.Welcome | None) -> None:
+        self.decode = welcome
+
+    def kv(self, *, landed: bool) -> str:
+        """What the KV of the attempt under way is; equal where two attempts decode from the same numbers."""
+        assert self.decode is not None
+        about = self.decode.description
+        return f"{'landed' if landed else 'own'} {about.engine} {about.build} {about.device}"
+
+    def ended(self, reason: str) -> None:
+        """The attempt is over. A handoff that was not used by now never will be."""
+        if self.handoff is not None:
+            self.handoff.ended("failed", reason)
+            self.handoff = None
 
 
 class Service:
@@ -61,9 +114,14 @@ class Service:
             Admission(lambda: router.room(settings.routing.ahead), settings.routing.reserved_slots),
             settings.deadlines.queue_s,
         )
-        self._models = models
-        self.recomputed: Counter[str] = Counter()
         self.returned = GiveBack(router.keeps)
+        self.tally = Tally()
+        self._models = models
+
+    @property
+    def recomputed(self) -> Counter[str]:
+        """Handoffs that ended in a read by the decode engine itself, by reason."""
+        return self.tally.recomputed
 
     async def generate(self, request: Request, only: Way | None = None) -> AsyncGenerator[TokenChunk, None]:
         """The tokens of one request, placed by the router or where ``only`` says. Closing it frees all it holds.
@@ -71,32 +129,63 @@ class Service:
         Raises RequestError before the first chunk when it cannot be served, WorkerError when it fails.
         """
         self._check(request)
+        request = seeded(request, secrets.randbits(32))
+        life = Life(request, self.settings.continuity.replay_tokens)
         timeline = self.history.open(request)
-        failed: set[str] = set()
         try:
             await self.door.enter(request)
-            while True:
-                placement = self.router.place(request, without=failed, only=only)
+            while not life.course.finished:
+                placement = await self._placed(life, only)
                 timeline.placed(placement, request)
-                attempt = self._attempt(request, placement, timeline)
+                attempt = self._attempt(life, placement, timeline)
                 try:
                     async for chunk in attempt:
                         yield chunk
-                    return
                 except WorkerLost as exc:
-                    if timeline.first_at is not None:
-                        lost = f"{placement.chosen.decode} was lost while it answered; send the request again"
-                        raise WorkerLost(lost) from exc
-                    log.warning("request %s goes elsewhere: %s", request.id, exc)
-                    failed.add(placement.chosen.decode)
+                    self._lost(life, placement.chosen.decode, exc)
+                    if last := self._ending(life):
+                        timeline.tokens(len(life.course.sent), last)
+                        yield last
                 finally:
                     await attempt.aclose()
         except DiptychError as exc:
             timeline.failed(exc)
             raise
         finally:
+            self._let_go(life)
             self.door.leave(request)
             timeline.close()
+
+    async def _placed(self, life: Life, only: Way | None) -> Placement:
+        """A placement. A request that lost its decode worker waits for another one, or for that one, to be there."""
+        patient_until = time.monotonic() + (self.settings.deadlines.resume_s if life.losses else 0.0)
+        while True:
+            now = time.monotonic()
+            try:
+                without = [worker for worker, until in life.avoid.items() if now < until]
+                return self.router.place(life.request, without=without, only=only)
+            except WorkerLost:
+                if now >= patient_until:
+                    raise
+            await asyncio.sleep(LOOK_S)
+
+    def _lost(self, life: Life, worker: str, error: WorkerLost) -> None:
+        """Its decode worker is gone. Raises WorkerLost when the request has lost enough of them."""
+        life.losses += 1
+        if self.peers[worker].alive:
+            life.avoid[worker] = time.monotonic() + AVOID_S
+        if life.losses >= MOST_LOSSES:
+            raise WorkerLost(f"{worker} was lost, after others, while it answered; send the request again") from error
+        log.warning("request %s goes on elsewhere: %s", life.request.id, error)
+
+    def _ending(self, life: Life) -> TokenChunk | None:
+        """The last chunk of a stream whose worker died between its last token and saying so."""
+        if life.decode is None or not life.course.sent:
+            return None
+        room = life.decode.description.context_tokens - len(life.request.prompt)
+        ends = self._models[0].chat.end_tokens if self._models else frozenset()
+        finish = life.course.all_but_said(room, frozenset(ends))
+        return None if finish is None else TokenChunk((), (), finish)
 
     def _check(self, request: Request) -> None:
         room = self.context_tokens
@@ -111,91 +200,141 @@ class Service:
         """Tokens of prompt and output that every decode worker has room for."""
         return min(worker.ctx_per_request for worker in self.settings.decode)
 
-    async def _attempt(
-        self, request: Request, placement: Placement, timeline: Timeline
-    ) -> AsyncGenerator[TokenChunk, None]:
-        """The tokens by one placement. The router hears of its beginning and its end."""
+    async def _attempt(self, life: Life, placement: Placement, timeline: Timeline) -> AsyncGenerator[TokenChunk, None]:
+        """What the client has not got yet, by one placement. The router hears of its beginning and its end.
+
+        Ends without a finish where a replay has diverged.
+        """
+        request, course = life.request, life.course
         decode = self.peers[placement.chosen.decode]
+        attempt = life.next_id()
+        box = decode.open(attempt)
+        life.began(decode.welcome)
         self.router.began(request, placement)
-        box = decode.open(request.id)
-        output: list[int] = []
-        finished, handed = False, None
+        handed = None
         try:
-            handed = await self._read_elsewhere(request, placement, box, timeline)
-            decode.send(m.Decode(request.id, request.prompt, request.sampling, handed.seal if handed else None))
-            async for chunk in self._stream(request, decode.worker, box, timeline):
-                output.extend(chunk.tokens)
-                finished = chunk.finish is not None
-                yield chunk
+            handed = await self._read_elsewhere(life, attempt, placement, box, timeline)
+            leg = course.leg(same_kv=life.first_kv == life.kv(landed=handed is not None))
+            timeline.continues(course.continuity)
+            box.check()
+            seal = handed.seal if handed else None
+            decode.send(m.Decode(attempt, request.prompt, leg.sampling, seal, leg.given))
+            async for chunk in self._stream(life, decode.worker, box, timeline):
+                said = course.take(chunk)
+                if said is not None:
+                    timeline.tokens(len(course.sent), said)
+                    self._out(life)
+                    yield said
+                elif course.diverged:
+                    timeline.continues(course.continuity)
+                    return
         finally:
-            decode.forget(request.id, cancel=not finished)
-            self.router.ended(request, placement, output)
-            if finished and handed and self.settings.handoff.returns:
-                self.returned.start(self.peers[handed.prefill], decode, request.id, (*request.prompt, *output[:-1]))
+            life.ended("cancelled" if decode.alive else "decode_lost")
+            decode.forget(attempt, cancel=not course.finished)
+            self.router.ended(request, placement, course.sent if course.finished or decode.alive else [])
+            if course.finished and handed and self.settings.handoff.returns:
+                conversation = (*request.prompt, *course.sent[:-1])
+                self.returned.start(self.peers[handed.prefill], decode, request.id, conversation)
 
     async def _read_elsewhere(
-        self, request: Request, placement: Placement, box: Mailbox, timeline: Timeline
+        self, life: Life, attempt: str, placement: Placement, box: Mailbox, timeline: Timeline
     ) -> HandedOver | None:
-        """The handoff of a disaggregated request; None when there is none, or when it failed and D must read."""
-        chosen = placement.chosen
-        if chosen.prefill is None:
+        """The KV of the prompt, landed: what is kept of it, else what a prefill worker computes where the placement
+        says so. None when there is none, or when the handoff failed and D must read."""
+        chosen, request = placement.chosen, life.request
+        kept = self._usable(life, chosen.decode)
+        source = kept.prefill if kept else chosen.prefill
+        if source is None:
             return None
-        prefill, decode = self.peers[chosen.prefill], self.peers[chosen.decode]
+        prefill, decode = self.peers[source], self.peers[chosen.decode]
+        keep, kept_id = self.settings.continuity.keep_tokens > 0, kept.id if kept else None
+        life.handoff = self.tally.begin()
         try:
-            handed = await hand_over(prefill, decode, box, request.id, request.prompt, self.settings.deadlines)
+            handed = await hand_over(
+                prefill, decode, box, attempt, request.prompt, self.settings.deadlines, keep=keep, kept=kept_id
+            )
         except (HandoffError, WorkerError) as exc:
-            if not decode.alive:
-                raise WorkerLost(f"{decode.worker} was lost") from exc
-            self._give_up(request, decode, box, timeline, exc)
+            self._let_go(life)
+            box.check()
+            self._give_up(life, attempt, decode, box, timeline, exc)
             return None
         timeline.handed_over(handed)
-        self.router.read(chosen.prefill, request, handed.cached_tokens, handed.compute_ms / 1e3)
+        if kept is None:
+            self.router.read(source, request, handed.cached_tokens, handed.compute_ms / 1e3)
+            if keep and prefill.welcome is not None and not life.course.sent:
+                self._let_go(life)
+                life.kept = Kept(source, prefill.welcome.instance, attempt)
         return handed
 
-    def _give_up(self, request: Request, decode: Peer, box: Mailbox, timeline: Timeline, error: DiptychError) -> None:
-        """The handoff is off: its region is freed, and the reason counted."""
-        decode.send(m.Cancel(request.id))
-        box.clear()
-        self._count(timeline, _reason(error))
+    def _usable(self, life: Life, decode: str) -> Kept | None:
+        """What is kept, where its holder still lives and may hand over to ``decode``, and it was what was used."""
+        kept = life.kept
+        if kept is None or (life.first_kv or "landed").startswith("own"):
+            return None
+        welcome = self.peers[kept.prefill].welcome
+        lives = welcome is not None and welcome.instance == kept.instance
+        return kept if lives and (kept.prefill, decode) in self.router.links else None
 
-    def _count(self, timeline: Timeline, reason: str) -> None:
-        self.recomputed[reason] += 1
+    def _out(self, life: Life) -> None:
+        """Tokens went out: from a certain number on the prompt's KV need not be kept."""
+        if life.kept is not None and len(life.course.sent) >= self.settings.continuity.keep_tokens:
+            self._let_go(life)
+
+    def _let_go(self, life: Life) -> None:
+        kept, life.kept = life.kept, None
+        if kept is not None:
+            self.peers[kept.prefill].cancel(kept.id)
+
+    def _give_up(
+        self, life: Life, attempt: str, decode: Peer, box: Mailbox, timeline: Timeline, error: DiptychError
+    ) -> None:
+        """The handoff is off: its region is freed, and the reason counted."""
+        decode.send(m.Cancel(attempt))
+        box.clear()
+        self._count(life, timeline, _reason(error))
+
+    def _count(self, life: Life, timeline: Timeline, reason: str) -> None:
+        if life.handoff is not None:
+            life.handoff.ended("recomputed", reason)
         timeline.recomputed(reason)
 
     async def _stream(
-        self, request: Request, worker: str, box: Mailbox, timeline: Timeline
+        self, life: Life, worker: str, box: Mailbox, timeline: Timeline
     ) -> AsyncGenerator[TokenChunk, None]:
-        count, since, mark = 0, 0, time.monotonic()
+        since, mark = 0, time.monotonic()
         while True:
             message = await box.get()
             if not isinstance(message, m.Tokens):
                 continue  # an Offered that crossed with our Cancel
             chunk = message.chunk
             if chunk.prepared is not None:
-                self._prepared(request, worker, message, timeline)
+                self._prepared(life, worker, message, timeline)
                 mark = time.monotonic()
             elif not chunk.logprobs:
                 chunk = box.more_tokens(chunk)
-            count += len(chunk.tokens)
             since += len(chunk.tokens) if chunk.prepared is None else 0
-            timeline.tokens(count, chunk)
             yield chunk
             if chunk.finish is not None:
                 return
             if since >= STEPS_PER_OBSERVATION and (now := time.monotonic()) - mark >= OBSERVATION_S:
-                self.router.stepped(worker, request.id, since, now - mark)
+                self.router.stepped(worker, life.request.id, since, now - mark)
                 since, mark = 0, now
 
-    def _prepared(self, request: Request, worker: str, message: m.Tokens, timeline: Timeline) -> None:
+    def _prepared(self, life: Life, worker: str, message: m.Tokens, timeline: Timeline) -> None:
         """The first chunk: what the engine confirms is what the record says."""
         prepared = message.chunk.prepared
         assert prepared is not None
         if message.recomputed is not None:
-            self._count(timeline, message.recomputed)
+            self._count(life, timeline, message.recomputed)
+            life.course.on_other_kv()
+            timeline.continues(life.course.continuity)
+        elif life.handoff is not None and prepared.kv_tokens:
+            life.handoff.ended("admitted")
+        life.first_kv = life.first_kv or life.kv(landed=prepared.kv_tokens > 0)
         timeline.prepared(prepared)
-        self.router.first_token(worker, request.id)
-        if prepared.kv_tokens == 0:
-            new = len(request.prompt) - prepared.cached_tokens
+        self.router.first_token(worker, life.request.id)
+        if prepared.kv_tokens == 0 and not life.course.sent:
+            new = len(life.request.prompt) - prepared.cached_tokens
             self.router.read_alone(worker, new, prepared.cached_tokens, prepared.prefill_ms / 1e3)
 
     def satisfied(self, request_id: str) -> None:
@@ -226,6 +365,7 @@ class Service:
             "recomputed": dict(self.recomputed),
             "returned": dict(self.returned.counts),
             "waiting": self.door.admission.waiting,
+            "handoffs": self.tally.as_dict(),
         }
 
     def _worker_health(self, peer: Peer) -> dict[str, Any]:

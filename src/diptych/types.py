@@ -12,6 +12,7 @@ TIERS: tuple[Tier, ...] = ("reserved", "priority", "default", "flex")
 """In the order in which they are served."""
 PlacementKind = Literal["disaggregated", "aggregated"]
 FinishReason = Literal["stop", "length", "cancelled"]
+Continuity = Literal["exact", "restarted_sampler"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -119,6 +120,9 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     again, or None.
     ``served_latency`` is the latency class actually served, which Bedrock echoes, and ``tier`` the service tier.
     ``key`` is the name of the client's key, ``cost`` the price of its tokens, both where the gateway knows one.
+    ``continuity`` is None unless the stream lost its decode worker and went on: ``exact`` where it is what it would
+    have been, ``restarted_sampler`` where it is only as likely; ``decode`` is then the worker that ended it, all else
+    is of the first one.
     """
 
     id: str
@@ -143,6 +147,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     engine_ms: EngineTime = EngineTime()
     predicted_ms: Predicted = Predicted(None, None)
     recomputed: str | None = None
+    continuity: Continuity | None = None
     served_latency: Latency = "standard"
     tier: Tier = "default"
     key: str | None = None

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from diptych.config import Deadlines
@@ -86,6 +87,19 @@ async def test_a_worker_that_goes_away_ends_every_wait(pair: tuple[Toy, Peer, st
         peer.open("late")
 
 
+async def test_a_loss_is_not_forgotten(pair: tuple[Toy, Peer, str]) -> None:
+    """Whoever was told of it once and asks again must not wait for a mailbox that nobody fills."""
+    _, peer, _ = pair
+    box = peer.open("r")
+    peer._lost()
+    box.clear()
+    for _ in range(2):
+        with pytest.raises(WorkerLost):
+            await asyncio.wait_for(box.get(), 5)
+        with pytest.raises(WorkerLost):
+            box.check()
+
+
 async def test_a_worker_that_falls_silent_is_lost(pair: tuple[Toy, Peer, str]) -> None:
     toy, peer, _ = pair
     toy.endpoint.send = lambda client, message: None  # type: ignore[method-assign]  # hangs, its connection stays
@@ -119,6 +133,51 @@ async def test_a_client_that_is_gone_is_dropped(pair: tuple[Toy, Peer, str]) -> 
     async with asyncio.timeout(5):
         while not toy.lost:
             await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_was_dropped_is_told_so(pair: tuple[Toy, Peer, str]) -> None:
+    """A gateway that was stopped for a while waits for nothing that its worker has given up meanwhile."""
+    toy, peer, _ = pair
+    box = peer.open("r")
+    peer.send(decode("r", 1))
+    assert (await box.expect(m.Tokens, 5)).chunk.tokens == (1,)
+    (client,) = toy.endpoint._heard
+    toy.endpoint._drop(client)  # as after a silence; the connection stays
+    assert toy.lost == [client]
+    async with asyncio.timeout(5):
+        with pytest.raises(WorkerLost):
+            await box.get()
+        while not peer.alive:
+            await asyncio.sleep(0.01)
+    assert toy.asked == ["r"], "what it asks for while it is not known is not begun"
+    box = peer.open("s")
+    peer.send(decode("s", 2))
+    assert (await box.expect(m.Tokens, 5)).chunk.tokens == (2,)
+
+
+async def test_a_greeting_ends_what_the_session_before_it_left(pair: tuple[Toy, Peer, str]) -> None:
+    """A worker that was taken for lost, and was not, must not go on with what its client has given up."""
+    toy, peer, _ = pair
+    peer.open("r")
+    peer._lost()
+    async with asyncio.timeout(5):
+        while not (toy.lost and peer.alive):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_message_that_is_not_ours_changes_nothing(
+    pair: tuple[Toy, Peer, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is refused and logged once; those behind it are served."""
+    toy, peer, _ = pair
+    box = peer.open("r")
+    for garbage in (b"", b"\x00", b"\x93\xa6Decode", msgspec.msgpack.encode(["NoSuch", 1]), b"\xff" * 1000):
+        peer._wire.send(garbage)
+    peer.send(decode("r", 7))
+    assert (await box.expect(m.Tokens, 5)).chunk.tokens == (7,)
+    assert peer.alive
+    assert toy.lost == []
+    assert [record.levelname for record in caplog.records if "not ours" in record.getMessage()] == ["WARNING"]
 
 
 async def test_forgetting_cancels_once(pair: tuple[Toy, Peer, str]) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from diptych.config import FleetSettings
 from diptych.errors import ConfigError
+from diptych.fleet import local
 from diptych.fleet.rundir import RunDir
 from diptych.fleet.supervisor import ProcessSpec, Supervisor
+from diptych.models.resolve import ModelBundle
 
 WORKER = """
 import os, signal, sys, time
@@ -81,6 +84,22 @@ async def test_refused_settings_end_the_whole(tmp_path: Path, spec: Callable[[st
         await asyncio.wait_for(supervisor.run(), 20)
     log = tmp_path / "one"
     await until_gone(*(int(line) for line in (log.read_text().split() if log.exists() else [])))
+
+
+async def test_a_fleet_in_process_ends_at_once_when_a_worker_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    spec: Callable[[str], ProcessSpec],
+    tiny_bundles: dict[str, ModelBundle],
+) -> None:
+    """Whoever waits for its workers is told, and does not wait for the start's deadline."""
+    monkeypatch.setattr(local.LocalWorkers, "_spec", lambda self, worker: spec("refuses"))
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="refuses"):
+        async with local.running(FleetSettings(prefill=()), tiny_bundles["llama"]):
+            await asyncio.sleep(FleetSettings().deadlines.start_s)
+    assert time.monotonic() - began < FleetSettings().deadlines.start_s / 2
+    await asyncio.sleep(0)  # the cancellation is used up
 
 
 async def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ async def test_requests_are_counted_at_their_end(client: httpx.AsyncClient, serv
     assert found["diptych_requests_running", ()] == 0
 
 
-async def test_recomputed_handoffs_are_the_services(client: httpx.AsyncClient, service: ScriptedService) -> None:
-    service.recomputed["corrupt_kv"] = 3
-    assert (await samples(client))["diptych_handoff_recomputed_total", ("corrupt_kv",)] == 3
+async def test_handoffs_are_the_services(client: httpx.AsyncClient, service: ScriptedService) -> None:
+    service.handoffs = {"offered": 9, "admitted": 4, "recomputed": {"corrupt_kv": 3}, "failed": {"decode_lost": 2}}
+    found = await samples(client)
+    assert found["diptych_handoff_offered_total", ()] == 9
+    assert found["diptych_handoff_admitted_total", ()] == 4
+    assert found["diptych_handoff_recomputed_total", ("corrupt_kv",)] == 3
+    assert found["diptych_handoff_failed_total", ("decode_lost",)] == 2

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,8 +54,11 @@ def until(look: Callable[[], Found], within_s: float, what: str) -> Found:
 class Fleet:
     """A running fleet: its ``url``, its processes, and its folder in shared memory."""
 
-    def __init__(self, folder: Path, settings: str) -> None:
-        """``settings`` is a fleet.toml without its ``[gateway]``. Returns when the fleet says that it is ready."""
+    def __init__(self, folder: Path, settings: str, program: Sequence[str] = (), **more: str) -> None:
+        """``settings`` is a fleet.toml without its ``[gateway]``. Returns when the fleet says that it is ready.
+
+        ``program`` is what to run instead of ``diptych``, with ``more`` in its environment.
+        """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = folder / f"fleet-{self.port}.log"
@@ -63,7 +66,10 @@ class Fleet:
         file.write_text(f"{settings}\n[gateway]\nport = {self.port}\n")
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command("serve", "--config", str(file)), env=environment(), stdout=log, stderr=log
+                [*(program or command()), "serve", "--config", str(file)],
+                env=environment(**more),
+                stdout=log,
+                stderr=log,
             )
         self.rundir = Path(f"/dev/shm/diptych-{os.getuid()}-{self.process.pid}")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import httpx
@@ -37,7 +37,8 @@ def chat_body(text: str, output_tokens: int, *, pair: bool, stream: bool = True)
 
 
 class Asked(msgspec.Struct):
-    """One streamed request as its client saw it. ``error`` is the dialect's, ``broken`` a connection that ended;
+    """One streamed request as its client saw it. ``tokens`` are those that have log-probabilities, which halves of
+    characters have not. ``error`` is the dialect's, ``broken`` a connection that ended;
     ``silence`` is the longest time in which nothing came, in seconds."""
 
     number: int
@@ -45,6 +46,7 @@ class Asked(msgspec.Struct):
     status: int = 0
     request_id: str = ""
     tokens: list[str] = []
+    text: str = ""
     gaps: list[float] = []
     finish: str | None = None
     error: dict[str, Any] | None = None
@@ -59,10 +61,19 @@ class Asked(msgspec.Struct):
         self.ended = now
 
 
-def ask(url: str, number: int, words: int, output_tokens: int, *, pair: bool) -> Asked:
-    """Streams one answer to its end, whatever that is."""
+def ask(
+    url: str,
+    number: int,
+    words: int,
+    output_tokens: int,
+    *,
+    pair: bool,
+    on_token: Callable[[Asked], object] = lambda _: None,
+    **options: Any,
+) -> Asked:
+    """Streams one answer to its end, whatever that is. ``options`` go into the body; ``on_token`` hears of lines."""
     asked = Asked(number, time.monotonic())
-    body = chat_body(question(number, words), output_tokens, pair=pair)
+    body = chat_body(question(number, words), output_tokens, pair=pair) | options
     try:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
             asked.status = answer.status_code
@@ -72,6 +83,8 @@ def ask(url: str, number: int, words: int, output_tokens: int, *, pair: bool) ->
             for line in answer.iter_lines() if asked.error is None else ():
                 asked.heard()
                 _take(asked, line)
+                if asked.tokens:
+                    on_token(asked)
     except httpx.TransportError as exc:
         asked.broken = repr(exc)
     asked.heard()
@@ -86,6 +99,7 @@ def _take(asked: Asked, line: str) -> None:
         asked.error = event["error"]
         return
     for choice in event["choices"]:
+        asked.text += choice["delta"].get("content") or ""
         for found in (choice["logprobs"] or {}).get("content") or ():
             asked.tokens.append(found["token"])
             top = found["top_logprobs"]
@@ -103,10 +117,13 @@ def reference(url: str, number: int, words: int, output_tokens: int) -> Referenc
 class Load:
     """So many clients that ask one question after another, until the block ends."""
 
-    def __init__(self, url: str, numbers: Sequence[int], words: int, output_tokens: int, clients: int) -> None:
+    def __init__(
+        self, url: str, numbers: Sequence[int], words: int, output_tokens: int, clients: int, first: int = 0
+    ) -> None:
+        """The clients begin at the ``first`` of the numbers."""
         self._url, self._numbers, self._words, self._output_tokens = url, numbers, words, output_tokens
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._client, args=(i,), daemon=True) for i in range(clients)]
+        self._threads = [threading.Thread(target=self._client, args=(first + i,), daemon=True) for i in range(clients)]
         self.done: list[Asked] = []
 
     def _client(self, first: int) -> None:

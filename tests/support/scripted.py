@@ -60,7 +60,7 @@ class ScriptedService:
         self.running = 0
         self.ended: dict[str, int] = {"finished": 0, "failed": 0, "cancelled": 0}
         self.requests: list[Request] = []
-        self.recomputed: dict[str, int] = {}
+        self.handoffs: dict[str, object] = {}
 
     def models(self) -> Sequence[ScriptedModel]:
         return self._models
@@ -75,7 +75,7 @@ class ScriptedService:
         return list(reversed(self._records.values()))[:limit]
 
     def health(self) -> Mapping[str, Any]:
-        return {"status": "ok", "running": self.running, "ended": self.ended, "recomputed": self.recomputed}
+        return {"status": "ok", "running": self.running, "ended": self.ended, "handoffs": self.handoffs}
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenChunk, None]:
         record = RequestRecord(

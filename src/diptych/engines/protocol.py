@@ -44,7 +44,8 @@ class KVSink(Protocol):
         """Takes one chunk: per layer an array of the engine's form, covering tokens from ``token_start``.
 
         May return before the chunk is converted; the arrays must stay unchanged until the generator that
-        wrote them is resumed with its last chunk or closed. Raises HandoffError when the landing area is lost.
+        wrote them is resumed with its last chunk or closed; a worker that keeps KV for a while holds on to them, and
+        what changed meanwhile cannot be handed over again. Raises HandoffError when the landing area is lost.
         """
 
 
@@ -103,7 +104,8 @@ class DecodeEngine(Protocol):
     def decode(
         self, request_id: str, prompt: Sequence[int], landed: LandedKV | None, sampling: Sampling
     ) -> AsyncGenerator[TokenChunk, None]:
-        """Tokens after ``prompt``. With ``landed``, the KV of all but its last token is taken over from there.
+        """Tokens after ``prompt``. With ``landed``, the KV of its first tokens is taken over from there: of all but the
+        last one or, where a lost worker's stream goes on here, of fewer.
 
         Closing the generator frees the slot. Raises EngineError, or HandoffError before the first token when the
         engine's own count does not confirm the takeover.

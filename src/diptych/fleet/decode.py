@@ -25,7 +25,7 @@ import numpy as np
 
 from diptych.config import Deadlines, DecodeSettings, HandoffSettings
 from diptych.engines.protocol import Arrays, GivesKV, VerifiableDecode
-from diptych.errors import DiptychError, EngineError, HandoffError, LandingFull, StaleWrite
+from diptych.errors import CorruptKV, DiptychError, EngineError, HandoffError, LandingFull, StaleWrite
 from diptych.fleet import messages as m
 from diptych.fleet.canary import compare
 from diptych.fleet.endpoint import Endpoint
@@ -176,7 +176,8 @@ class DecodeWorker:
         recomputed: str | None = None
         if message.seal is not None:
             try:
-                await self._stream(key, message, self._landed(key, message.seal), None)
+                landed = self._landed(key, message.seal, len(message.prompt) - 1)
+                await self._stream(key, message, landed, None)
             except HandoffError as exc:
                 log.warning("request %s is recomputed: %s", message.id, exc)
                 recomputed = exc.reason
@@ -187,15 +188,18 @@ class DecodeWorker:
         await self._stream(key, message, None, recomputed)
 
     async def _stream(self, key: Key, message: m.Decode, landed: Landed | None, recomputed: str | None) -> None:
-        async with aclosing(self._engine.decode(message.id, message.prompt, landed, message.sampling)) as chunks:
+        prompt = message.prompt + message.given
+        async with aclosing(self._engine.decode(message.id, prompt, landed, message.sampling)) as chunks:
             async for chunk in chunks:
                 self._endpoint.send(key[0], m.Tokens(message.id, chunk, recomputed))
                 recomputed = None
 
-    def _landed(self, key: Key, seal: Seal) -> Landed:
+    def _landed(self, key: Key, seal: Seal, tokens: int) -> Landed:
         ticket = self._handoffs.get(key)
         if ticket is None:
             raise StaleWrite("the handoff's region is no longer held")
+        if ticket.tokens != tokens:
+            raise CorruptKV(f"{ticket.tokens} tokens were handed over, {tokens} are needed")
         loop = asyncio.get_running_loop()
         return Landed(self._landing, ticket, seal, lambda: loop.call_soon_threadsafe(self._wake_next))
 
@@ -219,7 +223,7 @@ class DecodeWorker:
 
     async def _canary(self, key: Key, message: m.Canary) -> None:
         """The landed KV beside the engine's own: rows, and what each makes of the next token."""
-        landed = self._landed(key, message.seal)
+        landed = self._landed(key, message.seal, len(message.prompt) - 1)
         form = self._welcome.description.form
         shapes = [(image.outer, image.units(landed.tokens), image.unit_bytes) for image in form.images]
         blocks = [np.empty(shape, np.uint8) for shape in shapes]

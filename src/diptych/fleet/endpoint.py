@@ -1,15 +1,23 @@
-"""A worker's end of its connections: one ROUTER socket, and the clients that were heard lately."""
+"""A worker's end of its connections: one ROUTER socket, and the clients that were heard lately.
+
+A session begins with Hello and ends with silence. A client that was dropped and does not know it (it was stopped, not
+dead) is told so at its next word, so that it waits for nothing; a second Hello ends what the first session left.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
+import msgspec
 import zmq
 
 from diptych.config import Deadlines
 from diptych.fleet import messages as m
 from diptych.fleet.sockets import Wire
+
+log = logging.getLogger("diptych.endpoint")
 
 
 class Handler(Protocol):
@@ -30,6 +38,7 @@ class Endpoint:
         self._lost_after_s = deadlines.lost_after_s
         self._loop = asyncio.get_running_loop()
         self._heard: dict[bytes, float] = {}
+        self._warned: set[bytes] = set()
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -43,7 +52,17 @@ class Endpoint:
             self._drop(client)
 
     def _on_frames(self, frames: list[bytes]) -> None:
-        client, message = frames[0], m.decode_to_worker(frames[-1])
+        client = frames[0]
+        try:
+            message = m.decode_to_worker(frames[-1])
+        except msgspec.MsgspecError as error:
+            self._refuse(client, error)
+            return
+        if isinstance(message, m.Hello):
+            self._drop(client)
+        elif client not in self._heard:
+            self._wire.send(client, m.encode(m.Dropped()))
+            return
         self._heard[client] = self._loop.time()
         if isinstance(message, m.Hello):
             self.send(client, self._handler.welcome())
@@ -51,6 +70,12 @@ class Endpoint:
             self.send(client, m.Pong())
         else:
             self._handler.on_message(client, message)
+
+    def _refuse(self, client: bytes, error: Exception) -> None:
+        """A message that is none of ours changes nothing; the first of each client is logged."""
+        if client not in self._warned:
+            self._warned.add(client)
+            log.warning("refused a message that is not ours: %s", error)
 
     def _drop(self, client: bytes) -> None:
         if self._heard.pop(client, None) is not None:

@@ -49,11 +49,15 @@ async def hand_over(
     request_id: str,
     prompt: Sequence[int],
     deadlines: Deadlines,
+    *,
+    keep: bool = False,
+    kept: str | None = None,
 ) -> HandedOver:
     """Has ``prefill`` write the KV of all but the last token of ``prompt`` into ``decode``'s landing area.
 
     ``landing`` is the caller's mailbox at the decode worker. Raises WorkerError or HandoffError; the region at the
-    decode worker is then still the caller's to cancel.
+    decode worker is then still the caller's to cancel. With ``kept``, the id of an earlier handoff, the KV is that
+    one's; with ``keep`` it is kept under ``request_id`` until the worker is told to cancel that.
     """
     transport = transport_between(met(prefill), met(decode))
     decode.send(m.Offer(request_id, len(prompt) - 1, transport))
@@ -61,7 +65,11 @@ async def hand_over(
     box = prefill.open(request_id)
     finished = False
     try:
-        prefill.send(m.Prefill(request_id, tuple(prompt[:-1]), offered.ticket))
+        read = tuple(prompt[:-1])
+        if kept is None:
+            prefill.send(m.Prefill(request_id, read, offered.ticket, keep))
+        else:
+            prefill.send(m.Again(request_id, read, offered.ticket, kept))
         sealed = await box.expect(m.Sealed, deadlines.prefill_s)
         finished = True
     finally:

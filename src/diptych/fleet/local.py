@@ -71,14 +71,30 @@ def _environment(worker: PrefillSettings | DecodeSettings, bound: Sequence[int])
 
 @asynccontextmanager
 async def running(settings: FleetSettings, model: ModelBundle) -> AsyncGenerator[LocalWorkers, None]:
-    """The workers of a fleet, running until the context ends; nothing of them is left then."""
+    """The workers of a fleet, running until the context ends; nothing of them is left then.
+
+    Raises ConfigError, whatever the context is waiting for, as soon as a worker refuses its settings.
+    """
     rundir = RunDir()
     workers = LocalWorkers(settings, model, rundir)
     supervisor = Supervisor(workers.specs)
     keeping = asyncio.create_task(supervisor.run())
+    body = asyncio.current_task()
+    assert body is not None
+
+    def refused(_: asyncio.Task[None]) -> None:
+        body.cancel()  # it may be waiting for a worker that will never come up
+
+    keeping.add_done_callback(refused)
     try:
         yield workers
+    except asyncio.CancelledError:
+        if keeping.done() and (error := keeping.exception()) is not None:
+            body.uncancel()
+            raise error from None
+        raise
     finally:
+        keeping.remove_done_callback(refused)
         supervisor.stop()
-        await keeping
+        await asyncio.wait([keeping])
         rundir.close()

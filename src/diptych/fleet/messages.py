@@ -1,8 +1,8 @@
 """What crosses between the service and a worker: one tagged struct per message, MessagePack on the wire.
 
-    service -> prefill worker:  Hello Ping Prefill Cancel            <- Welcome Pong Sealed Failed
+    service -> prefill worker:  Hello Ping Prefill Again Cancel      <- Welcome Pong Sealed Failed
     service -> decode worker:   Hello Ping Offer Decode Canary Cancel <- Welcome Pong Offered Tokens CanaryResult
-                                                                        Failed
+                                                                         Failed; both: Dropped
     the way back (giveback.py): to prefill TakeBack Keep <- Wanted Kept; to decode GiveBack <- GivenBack
 ``id`` is the request's id; a reply carries the id of what it answers.
 """
@@ -33,11 +33,21 @@ class Ping(Message, frozen=True):
 
 
 class Prefill(Message, frozen=True):
-    """Compute the KV of ``prompt`` and write it where ``ticket`` says."""
+    """Compute the KV of ``prompt`` and write it where ``ticket`` says; ``keep`` it afterwards, until Cancel."""
 
     id: str
     prompt: tuple[int, ...]
     ticket: bytes
+    keep: bool = False
+
+
+class Again(Message, frozen=True):
+    """Write the KV that is kept of the handoff ``kept`` once more, where ``ticket`` says. It is kept on."""
+
+    id: str
+    prompt: tuple[int, ...]
+    ticket: bytes
+    kept: str
 
 
 class Offer(Message, frozen=True):
@@ -50,12 +60,14 @@ class Offer(Message, frozen=True):
 
 
 class Decode(Message, frozen=True):
-    """Emit tokens after ``prompt``; with ``seal``, from the KV that landed under this id."""
+    """Emit tokens after ``prompt`` + ``given``, which another worker emitted before it was lost; with ``seal``, from
+    the KV of all but the last token of ``prompt`` that landed under this id."""
 
     id: str
     prompt: tuple[int, ...]
     sampling: Sampling
     seal: Seal | None = None
+    given: tuple[int, ...] = ()
 
 
 class Canary(Message, frozen=True):
@@ -110,6 +122,11 @@ class Welcome(Message, frozen=True):
 
 class Pong(Message, frozen=True):
     """Answer to a heartbeat."""
+
+
+class Dropped(Message, frozen=True):
+    """Answer to anything but Hello from a client that this worker does not know: it was silent for too long, or this
+    worker is another than it thinks. Nothing that it asked for before is under way any more."""
 
 
 class Offered(Message, frozen=True):
@@ -208,8 +225,8 @@ class Failed(Message, frozen=True):
         return error
 
 
-ToWorker = Hello | Ping | Prefill | Offer | Decode | Canary | TakeBack | GiveBack | Keep | Cancel
-FromWorker = Welcome | Pong | Offered | Sealed | Wanted | GivenBack | Kept | Tokens | CanaryResult | Failed
+ToWorker = Hello | Ping | Prefill | Again | Offer | Decode | Canary | TakeBack | GiveBack | Keep | Cancel
+FromWorker = Welcome | Pong | Dropped | Offered | Sealed | Wanted | GivenBack | Kept | Tokens | CanaryResult | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

@@ -26,27 +26,34 @@ class Mailbox:
     """What a worker sent under one request id, in order. A loss ends it with an error."""
 
     def __init__(self) -> None:
-        self._items: deque[m.FromWorker | Exception] = deque()
+        self._items: deque[m.FromWorker] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._lost: Exception | None = None
 
     def put(self, item: m.FromWorker | Exception) -> None:
-        self._items.append(item)
+        if isinstance(item, Exception):
+            self._lost = item
+        else:
+            self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def clear(self) -> None:
         """Forgets what came so far, but not that the worker was lost."""
-        lost = [item for item in self._items if isinstance(item, Exception)]
-        self._items = deque(lost)
+        self._items.clear()
+
+    def check(self) -> None:
+        """Raises WorkerLost where the worker was lost since the mailbox was opened."""
+        if self._lost is not None:
+            raise self._lost
 
     async def get(self) -> m.FromWorker:
         """The next message. Raises what a Failed message carries, or WorkerLost."""
         while not self._items:
+            self.check()
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         item = self._items.popleft()
-        if isinstance(item, Exception):
-            raise item
         if isinstance(item, m.Failed):
             raise item.error()
         return item
@@ -113,6 +120,11 @@ class Peer:
         if self._boxes.pop(request_id, None) is not None and cancel:
             self._wire.send(m.encode(m.Cancel(request_id)))
 
+    def cancel(self, request_id: str) -> None:
+        """Tells the worker to free whatever belongs to this id. Never raises."""
+        if self.alive:
+            self._wire.send(m.encode(m.Cancel(request_id)))
+
     async def ready(self, within_s: float) -> m.Welcome:
         """Waits until the worker has answered. Raises DeadlineExceeded."""
         loop = asyncio.get_running_loop()
@@ -128,6 +140,9 @@ class Peer:
         message = m.decode_from_worker(frames[-1])
         if isinstance(message, m.Welcome):
             self._met(message)
+        elif isinstance(message, m.Dropped):
+            self._lost()
+            self._wire.send(m.encode(m.Hello()))
         elif not isinstance(message, m.Pong):
             box = self._boxes.get(message.id)
             if box is not None:

@@ -1,6 +1,6 @@
 """The prefill worker: one engine thread that computes chunks in turn, and the loop that talks.
 
-loop:    on_message -> Job -> open (executor) ---------------------> seal (executor) -> Sealed
+loop:    on_message -> Job -> open (executor) ---------------------> seal (executor) -> Sealed -> kept for a while
 engine:                         next_turn -> one chunk -> ... -> last chunk ^
 Whatever may wait for another machine (greeting it, the end of a delivery) happens in the executor: neither the loop
 nor the engine waits for a connection.
@@ -20,10 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from diptych.config import Deadlines, HandoffSettings, PrefillSettings
-from diptych.engines.protocol import KeepsKV, PrefillEngine
+from diptych.engines.protocol import KeepsKV, KVSink, PrefillEngine
 from diptych.errors import HandoffError, TransportLost, WorkerLost
 from diptych.fleet import messages as m
 from diptych.fleet.endpoint import Endpoint
+from diptych.fleet.kept import Keeper, KeptKV, Key, Remembering
 from diptych.fleet.lifeline import give_back_memory
 from diptych.fleet.taken_back import TakenBack
 from diptych.fleet.transports import Doors, Senders
@@ -32,7 +33,7 @@ from diptych.handoff.landing import Landing
 from diptych.handoff.ticket import Ticket, verify
 from diptych.handoff.writer import Writer
 
-Key = tuple[bytes, str]
+Steps = Callable[[Sequence[int], KVSink], Generator[int, None, int]]
 
 IDLE_S = 2.0
 """Seconds without work after which freed memory goes back to the system."""
@@ -45,13 +46,21 @@ WAITING = 64
 
 
 class Job:
-    """One prompt on its way: its writer, its steps (from the first turn on), and its times."""
+    """One prompt on its way: its writer, its steps (from the first turn on), and its times.
+
+    ``begin`` makes the steps: the engine's, or those of ``kept`` KV. Where the KV is to be kept (``keep``), ``sink``
+    remembers it.
+    """
 
     writer: Writer
 
-    def __init__(self, key: Key, message: m.Prefill) -> None:
+    def __init__(self, key: Key, prompt: tuple[int, ...], begin: Steps, kept: KeptKV | None, *, keep: bool) -> None:
         self.key = key
-        self.prompt = message.prompt
+        self.prompt = prompt
+        self.begin = begin
+        self.kept = kept
+        self.keep = keep
+        self.sink: Remembering | None = None
         self.steps: Generator[int, None, int] | None = None
         self.added_s = time.monotonic()
         self.first_s = 0.0
@@ -101,6 +110,8 @@ class PrefillWorker:
         )
         self._opening: set[Job] = set()
         self._jobs: set[Job] = set()
+        self._sealing: set[Job] = set()
+        self._keeper = Keeper(settings.keep_mb << 20, deadlines.kept_s)
         self._senders = Senders(names, secret, handoff.fault)
         self._waiting = ThreadPoolExecutor(WAITING, thread_name_prefix="handoff-wait")
         self._taken = self._takes_back(returns, names) if returns is not None else None
@@ -127,9 +138,11 @@ class PrefillWorker:
         self._endpoint = Endpoint(address, self, self._deadlines)
         thread = threading.Thread(target=self._compute, name="engine")
         thread.start()
+        expiry = asyncio.create_task(self._expire())
         try:
             await stop.wait()
         finally:
+            expiry.cancel()
             with self._work:
                 self._closing = True
                 self._work.notify()
@@ -144,12 +157,13 @@ class PrefillWorker:
         return self._welcome
 
     def on_message(self, client: bytes, message: m.ToWorker) -> None:
-        if isinstance(message, m.Prefill):
+        if isinstance(message, m.Prefill | m.Again):
             self._accept(client, message)
         elif isinstance(message, m.TakeBack | m.Keep):
             self._take_back((client, message.id), message)
         elif isinstance(message, m.Cancel):
             self._cancel((client, message.id))
+            self._keeper.release((client, message.id))
 
     def _take_back(self, key: Key, message: m.TakeBack | m.Keep) -> None:
         try:
@@ -165,12 +179,16 @@ class PrefillWorker:
     def on_client_lost(self, client: bytes) -> None:
         if self._taken is not None:
             self._taken.lost(client)
-        for key in {job.key for job in (*self._jobs, *self._opening) if job.key[0] == client}:
+        for key in {job.key for job in self._all() if job.key[0] == client}:
             self._cancel(key)
+        self._keeper.lost(client)
 
-    def _accept(self, client: bytes, message: m.Prefill) -> None:
-        job = Job((client, message.id), message)
+    def _all(self) -> tuple[Job, ...]:
+        return (*self._jobs, *self._opening, *self._sealing)
+
+    def _accept(self, client: bytes, message: m.Prefill | m.Again) -> None:
         try:
+            job = self._job((client, message.id), message)
             ticket = verify(message.ticket, self._secret, time.time())
             if self._senders.waits(ticket):
                 self._spawn(self._open(job, ticket))
@@ -200,11 +218,19 @@ class PrefillWorker:
             self._jobs.add(job)
             self._work.notify()
 
+    def _job(self, key: Key, message: m.Prefill | m.Again) -> Job:
+        """Raises StaleWrite: what was kept is gone."""
+        if isinstance(message, m.Again):
+            kept = self._keeper.get((key[0], message.kept))
+            return Job(key, message.prompt, kept.steps, kept, keep=False)
+        keep = message.keep and self._settings.keep_mb > 0
+        return Job(key, message.prompt, self._engine.prefill, None, keep=keep)
+
     def _cancel(self, key: Key) -> None:
         if self._taken is not None:
             self._taken.drop(key)
         with self._work:
-            for job in (*self._jobs, *self._opening):
+            for job in self._all():
                 job.cancelled |= job.key == key
             self._work.notify()
 
@@ -245,7 +271,8 @@ class PrefillWorker:
         began = time.monotonic()
         if job.steps is None:
             job.first_s = began
-            job.steps = self._engine.prefill(job.prompt, job.writer)
+            job.sink = Remembering(job.writer) if job.keep else None
+            job.steps = job.begin(job.prompt, job.sink or job.writer)
         try:
             job.done = next(job.steps)
         except StopIteration as end:
@@ -268,7 +295,13 @@ class PrefillWorker:
     def _finish(self, job: Job, cached_tokens: int) -> None:
         with self._work:
             self._jobs.discard(job)
+            self._sealing.add(job)
         self._loop.call_soon_threadsafe(lambda: self._spawn(self._seal(job, cached_tokens)))
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._keeper.expire(time.monotonic())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -279,9 +312,16 @@ class PrefillWorker:
         began = time.monotonic()
         try:
             seal = await self._loop.run_in_executor(self._waiting, job.writer.seal)
+            if job.kept is not None:
+                job.kept.check(job.writer.ticket, seal)
         except Exception as exc:  # noqa: BLE001  # whatever a transfer library raises ends this job and no other
             self._endpoint.send(job.key[0], m.Failed.of(job.key[1], job.told(exc)))
             return
+        finally:
+            self._sealing.discard(job)
+        if job.sink is not None and not job.cancelled:
+            kept = KeptKV(job.prompt, job.sink.chunks, job.writer.ticket, seal)
+            self._keeper.keep(job.key, kept, time.monotonic())
         sealed = m.Sealed(
             id=job.key[1],
             seal=seal,

@@ -6,6 +6,7 @@ Beside each metric stands the name that CloudWatch's ``AWS/Bedrock`` has for it,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -23,9 +24,9 @@ _LABELS = ("model", "operation")
 class Metrics:
     """What the gateway counts."""
 
-    def __init__(self, in_flight: Callable[[], int], recomputed: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, in_flight: Callable[[], int], handoffs: Callable[[], Mapping[str, Any]]) -> None:
         self.registry = registry = CollectorRegistry()
-        registry.register(_Now(in_flight, recomputed))
+        registry.register(_Now(in_flight, handoffs))
         self._responses = Counter(
             "diptych_responses", "Answers by HTTP status (InvocationClientErrors, -ServerErrors, -Throttles).",
             ("operation", "status"), registry=registry,
@@ -140,15 +141,27 @@ class Waiting(Collector):
 class _Now(Collector):
     """What is read when it is asked for, rather than counted."""
 
-    def __init__(self, in_flight: Callable[[], int], recomputed: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, in_flight: Callable[[], int], handoffs: Callable[[], Mapping[str, Any]]) -> None:
         self._in_flight = in_flight
-        self._recomputed = recomputed
+        self._handoffs = handoffs
 
     def collect(self) -> Sequence[Metric]:
-        yet = CounterMetricFamily(
-            "diptych_handoff_recomputed", "Handoffs that were given up and read again.", labels=["reason"]
-        )  # fmt: skip
-        for reason, count in self._recomputed().items():
-            yet.add_metric([reason], count)
+        """Where no handoff is under way, offered = admitted + recomputed (all reasons) + failed (all reasons)."""
+        found = self._handoffs()
         running = GaugeMetricFamily("diptych_requests_running", "Requests being answered.", value=self._in_flight())
-        return [running, yet]
+        offered = _count("offered", "Handoffs that were begun.", found)
+        admitted = _count("admitted", "Handoffs whose KV a decode engine took over.", found)
+        recomputed = _by_reason("recomputed", "Handoffs that were given up, and the prompt read again.", found)
+        failed = _by_reason("failed", "Handoffs whose request ended, or went elsewhere, before admission.", found)
+        return [running, offered, admitted, recomputed, failed]
+
+
+def _count(name: str, what: str, found: Mapping[str, Any]) -> Metric:
+    return CounterMetricFamily(f"diptych_handoff_{name}", what, value=found.get(name, 0))
+
+
+def _by_reason(name: str, what: str, found: Mapping[str, Any]) -> Metric:
+    family = CounterMetricFamily(f"diptych_handoff_{name}", what, labels=["reason"])
+    for reason, count in found.get(name, {}).items():
+        family.add_metric([reason], count)
+    return family

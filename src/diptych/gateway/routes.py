@@ -57,7 +57,7 @@ class Gateway:
         self.ledger = Ledger(features.prices)
         self.in_flight = InFlight()
         self.quotas = Quotas(time.monotonic)
-        self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("recomputed", {}))
+        self.metrics = Metrics(lambda: len(self.in_flight), lambda: service.health().get("handoffs", {}))
         self.metrics.registry.register(Waiting(lambda: service.health().get("waiting", {})))
 
     def log(self, call: Call, handler: str, status: int, record: RequestRecord | None, tap: Tap) -> None:

@@ -7,7 +7,8 @@ Parsing is httptools' (C) and msgspec's; general clients cost several times as m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,15 +18,25 @@ import msgspec
 from diptych.engines.llamacpp import wire
 from diptych.errors import EngineError, WorkerLost
 
+log = logging.getLogger(__name__)
+
 EVENT_END = b"\n\n"
 EVENT_START = b"data: "
+STOPPED_S = 0.5
+"""A timer that is later than this was held up by this process itself."""
 
 
 class _Exchange(asyncio.Protocol):
     """One request and its answer. ``body`` grows as it arrives; :meth:`more` waits for growth or the end."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, request: bytes, silence_s: float | None, on_silence: Callable[[], None]) -> None:
         self._request = request
+        self._silence_s = silence_s
+        self._on_silence = on_silence
+        self._loop = asyncio.get_running_loop()
+        self._heard = self._loop.time()
+        self._due = self._heard
+        self._watch: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._wake: asyncio.Future[None] | None = None
         self._fresh = False
@@ -39,8 +50,10 @@ class _Exchange(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(self._request)
+        self._watch_silence()
 
     def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -48,6 +61,8 @@ class _Exchange(asyncio.Protocol):
         self._notify()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         if not self.complete:
             self._lost = self._lost or f"the connection ended ({exc or 'closed by the server'})"
         self._notify()
@@ -77,6 +92,21 @@ class _Exchange(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def _watch_silence(self) -> None:
+        """One timer an exchange, not one an event: it looks when the last event was."""
+        if self._silence_s is None or self.complete:
+            return
+        now = self._loop.time()
+        if now - self._due > STOPPED_S:
+            self._heard = now  # it was us who stood still, and what the server said meanwhile is yet to be read
+        self._due = self._heard + self._silence_s
+        if self._due > now:
+            self._watch = self._loop.call_at(self._due, self._watch_silence)
+            return
+        self._lost = f"nothing came for {self._silence_s:g} s"
+        self._notify()
+        self._on_silence()
+
     def _notify(self) -> None:
         self._fresh = True
         if self._wake is not None and not self._wake.done():
@@ -84,9 +114,20 @@ class _Exchange(asyncio.Protocol):
 
 
 class Client:
-    """Calls to one server. ``address`` is "http://host:port"."""
+    """Calls to one server. ``address`` is "http://host:port".
 
-    def __init__(self, address: str, api_key: str | None) -> None:
+    A server that says nothing for ``silence_s`` seconds within a stream or an action on a slot counts as gone;
+    ``on_silence`` is then called.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        api_key: str | None,
+        silence_s: float | None = None,
+        on_silence: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._silence_s, self._hung = silence_s, on_silence
         url = urlsplit(address)
         self._host, self._port = url.hostname or "127.0.0.1", url.port or 8080
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
@@ -97,7 +138,7 @@ class Client:
 
         Raises WorkerLost, and the server's refusals as InvalidRequest, ContextExceeded or EngineError.
         """
-        exchange = await self._open("POST", "/completion", body)
+        exchange = await self._open("POST", "/completion", body, self._silence_s)
         try:
             ended = False
             while not ended:
@@ -108,9 +149,11 @@ class Client:
         finally:
             exchange.close()
 
-    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
-        """One answer. Raises as :meth:`stream` does."""
-        exchange = await self._open(method, path, body)
+    async def call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, patient: bool = True
+    ) -> bytes:
+        """One answer, however long it takes if ``patient``. Raises as :meth:`stream` does."""
+        exchange = await self._open(method, path, body, None if patient else self._silence_s)
         try:
             while not exchange.complete:
                 await exchange.more()
@@ -121,20 +164,25 @@ class Client:
 
     async def slot(self, index: int, action: str, filename: str = "") -> wire.SlotReply:
         """Saves ("save"), restores or erases a slot."""
-        answer = await self.call("POST", f"/slots/{index}?action={action}", {"filename": filename})
+        path = f"/slots/{index}?action={action}"
+        answer = await self.call("POST", path, {"filename": filename}, patient=False)
         return wire.slot_reply.decode(answer)
 
-    async def _open(self, method: str, path: str, body: Mapping[str, Any] | None) -> _Exchange:
+    async def _open(self, method: str, path: str, body: Mapping[str, Any] | None, silence_s: float | None) -> _Exchange:
         payload = b"" if body is None else msgspec.json.encode(body)
         head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(payload)}\r\n\r\n"
         loop = asyncio.get_running_loop()
         try:
             _, exchange = await loop.create_connection(
-                lambda: _Exchange(head.encode() + payload), self._host, self._port
+                lambda: _Exchange(head.encode() + payload, silence_s, self._on_silence), self._host, self._port
             )
         except OSError as error:
             raise WorkerLost(f"llama-server does not answer at {self._host}:{self._port}: {error}") from error
         return exchange
+
+    def _on_silence(self) -> None:
+        log.warning("llama-server at %s:%d has said nothing for %g s", self._host, self._port, self._silence_s)
+        self._hung()
 
 
 def _events(exchange: _Exchange) -> list[wire.Event]:

@@ -75,7 +75,7 @@ class Completion:
             async with aclosing(self._client.stream(body)) as events:
                 async for event in events:
                     if unconfirmed:
-                        confirm(event.cached, self._prompt)
+                        confirm(event.cached, self._held.prepared.kv_tokens)
                         unconfirmed = False
                     if event.prompt_progress is not None:
                         self._cached = event.prompt_progress.cache
@@ -118,5 +118,5 @@ class Completion:
             ask = msgspec.structs.replace(self._sampling, max_tokens=missing, logprobs=None)
             prompt = [*self._prompt, *self._tokens]
             body = wire.completion(prompt, ask, self._slot.index, reuse=True, stream=False)
-            tokens = wire.event.decode(await self._client.call("POST", "/completion", body)).tokens
+            tokens = wire.event.decode(await self._client.call("POST", "/completion", body, patient=False)).tokens
         return tokens + (await self._speller.get()).unknown(missing - len(tokens))

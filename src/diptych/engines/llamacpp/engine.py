@@ -142,7 +142,7 @@ class LlamaCppDecode:
         async with self._slot(prompt, landed) as held:
             answer = await self._ask_distribution(prompt, held)
             if landed is not None:
-                confirm(answer.cached, prompt)
+                confirm(answer.cached, landed.tokens)
         return self._distribution(answer)
 
     async def own_reading(self, prompt: Sequence[int]) -> Reading:

@@ -68,11 +68,16 @@ class ServerProcess:
         code = await self._process.wait()
         return WorkerLost(f"llama-server (process {self.pid}) ended with code {code}{self.tail()}")
 
-    async def stop(self) -> None:
-        """Kills the child, which has nothing to save, and waits until it is gone."""
+    def kill(self) -> None:
+        """Ends the child at once; :meth:`ended` then returns."""
         if self._handle >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Kills the child, which has nothing to save, and waits until it is gone."""
+        self.kill()
+        if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
         await self._process.wait()

@@ -26,10 +26,10 @@ class Server(NamedTuple):
         """Raises ConfigError, or WorkerError where it answers and then fails."""
         _check_directory(Path(settings.slot_dir))
         if settings.address is not None:
-            client = Client(settings.address, settings.api_key)
+            client = Client(settings.address, settings.api_key, settings.token_timeout_s)
             return cls(client, None, await _named_by(client))
         process = await ServerProcess.start(settings, model)
-        client = Client(process.address, process.api_key)
+        client = Client(process.address, process.api_key, settings.token_timeout_s, process.kill)
         if settings.binary is None:
             return cls(client, process, f"xllamacpp {version('xllamacpp')}")
         try:

@@ -21,6 +21,7 @@ async def start(bundle: ModelBundle, settings: DecodeSettings, directory: Path) 
         n_batch=settings.n_batch,
         threads=settings.threads,
         gomp_spincount=settings.spin,
+        token_timeout_s=settings.token_timeout_s,
     )
     return await LlamaCppDecode.start(chosen, bundle)
 

@@ -48,7 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ``--slot-save-path`` naming the same directory, and every other field of this struct as here.
     ``n_batch`` bounds how long one request's prefill holds up the other streams. ``cpus`` are the cores the
     server may use (none given: all). ``gomp_spincount`` is how long its OpenMP threads spin before they
-    sleep.
+    sleep. A server that says nothing for ``token_timeout_s`` to a request that has its slot is hung: it is killed.
     """
 
     slot_dir: str
@@ -65,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gomp_spincount: int | None = 2000
     images: int = 2
     start_timeout_s: float = 60.0
+    token_timeout_s: float = 30.0
 
     @property
     def n_ctx(self) -> int:

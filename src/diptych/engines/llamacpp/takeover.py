@@ -25,12 +25,12 @@ class Takeover:
         self._client, self._images = client, images
 
     async def into(self, slot: int, prompt: Sequence[int], landed: LandedKV) -> None:
-        """Restores ``landed``, the KV of all but the last token of ``prompt``, into ``slot``.
+        """Restores ``landed``, the KV of the first tokens of ``prompt``, at most all but the last, into ``slot``.
 
         Raises HandoffError. Once begun it runs to its end even when the caller is cancelled: the server may
         still read from the image, so nobody else must get it yet.
         """
-        task = asyncio.ensure_future(self._run(slot, prompt[:-1], landed))
+        task = asyncio.ensure_future(self._run(slot, prompt, landed))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(task)
@@ -40,9 +40,10 @@ class Takeover:
                     await asyncio.wait([task])
             raise
 
-    async def _run(self, slot: int, tokens: Sequence[int], landed: LandedKV) -> None:
-        if landed.tokens != len(tokens) or not tokens:
-            raise CorruptKV(f"{landed.tokens} tokens were handed over, {len(tokens)} are needed")
+    async def _run(self, slot: int, prompt: Sequence[int], landed: LandedKV) -> None:
+        if not 0 < landed.tokens < len(prompt):
+            raise CorruptKV(f"{landed.tokens} tokens were handed over of a prompt of {len(prompt)}")
+        tokens = prompt[: landed.tokens]
         async with self._images.take() as image:
             await asyncio.to_thread(landed.admit, image.prepare(tokens))
             image.verify(tokens)
@@ -57,7 +58,7 @@ class Takeover:
             raise CorruptKV(f"llama-server restored {reply.n_restored} tokens of {tokens}")
 
 
-def confirm(cache: int | None, prompt: Sequence[int]) -> None:
+def confirm(cache: int | None, landed: int) -> None:
     """``cache`` is the server's own count of the prompt tokens that it did not compute. Raises CorruptKV."""
-    if cache != len(prompt) - 1:
-        raise CorruptKV(f"llama-server took over {cache} tokens of {len(prompt) - 1}")
+    if cache != landed:
+        raise CorruptKV(f"llama-server took over {cache} tokens of {landed}")
