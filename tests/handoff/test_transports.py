@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
@@ -482,10 +483,8 @@ class Rogue:
         with socket.create_connection(self._bulk) as connection:
             connection.sendall(data)
             connection.settimeout(30)
-            try:
+            with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(1) == b""
-            except ConnectionResetError:
-                pass
 
     def close(self) -> None:
         self.control.close()

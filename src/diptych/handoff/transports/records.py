@@ -45,7 +45,7 @@ class Header(msgspec.Struct, frozen=True):
 
 def read_header(memory: Bytes) -> Header:
     """The header at the beginning of ``memory``."""
-    session, seq, index, image, token_start, tokens, length = _HEADER.unpack_from(memory)
+    session, seq, index, image, token_start, tokens, length = _HEADER.unpack_from(memory.data)
     return Header(session, seq, index, Entry(image, token_start, tokens), length)
 
 
