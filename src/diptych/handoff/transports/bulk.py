@@ -12,7 +12,8 @@ import zmq
 from diptych.handoff.transports import wire
 from diptych.handoff.transports.link import CONNECTIONS, Link
 
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 2 << 20
+"""Of the kernel, for either direction."""
 _CONNECT_S = 1.0
 _RETRY_S = 0.1
 

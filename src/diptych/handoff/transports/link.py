@@ -107,9 +107,11 @@ class Links(Generic[AnyLink]):
 class Conversation(ABC, Generic[AnyLink]):
     """One handoff at the writer: a Channel whose frames are acknowledged one by one, in any order."""
 
+    window_bytes = WINDOW_BYTES
+
     def __init__(self, links: Links[AnyLink], address: str, signed: bytes) -> None:
         self._links, self._link = links, links.take(address)
-        self._window = wire.Window(WINDOW_BYTES, RESEND_S, LOST_S)
+        self._window = wire.Window(self.window_bytes, RESEND_S, LOST_S)
         self._seq = 0
         self._open, self._delivered = True, False
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from diptych.handoff.region import Bytes
 from diptych.handoff.transports.records import HEADER_BYTES, Header, read_header
 
-READ_BYTES = 1 << 20
+READ_BYTES = 256 << 10
 
 
 class Stream:
