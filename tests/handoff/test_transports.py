@@ -328,7 +328,9 @@ class Proxy:
                 other.sendall(data)
         except OSError:
             pass
-        for end in (one, other):
+        for end in (one, other):  # closing alone would not wake the other direction's thread, nor the far side
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
             end.close()
 
     def cut(self) -> None:

@@ -20,6 +20,8 @@ class Stream:
 
     def __init__(self, connection: socket.socket, since: float) -> None:
         connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a writer whose machine is gone says nothing
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
         self.socket, self.since, self.fresh = connection, since, True
         self.frame = (0, 0, 0, 0)
         self._memory: Bytes = np.empty(READ_BYTES, np.uint8)
