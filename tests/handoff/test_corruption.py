@@ -11,25 +11,28 @@ from diptych.errors import HandoffError, WorkerLost
 from diptych.handoff import codecs
 from diptych.handoff.contract import KVForm
 from diptych.handoff.landing import Landing
-from diptych.handoff.transports import Sender, fault, load
+from diptych.handoff.transports import Sender, fault, load, open_door
 
 from .conftest import buffers, chunks, kv
+from .test_transports import until
 
 EVERYTHING = fault.Faults(
     duplicate=0.03, reorder=0.03, delay=0.01, delay_s=0.0005, drop=0.01, truncate=0.01, flip=0.01, cut=0.003
 )
 
 
-@pytest.mark.parametrize(("handoffs", "seed"), [(400, 1), (400, 2), pytest.param(10_000, 3, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("inner", ["shm", "tcp"])
+@pytest.mark.parametrize(("handoffs", "seed"), [(400, 1), pytest.param(10_000, 3, marks=pytest.mark.soak)])
 def test_every_altered_handoff_is_caught(
-    landing: Landing, source: KVForm, target: KVForm, handoffs: int, seed: int
+    landing: Landing, source: KVForm, target: KVForm, inner: str, handoffs: int, seed: int
 ) -> None:
-    broken = fault.Transport(load("shm").transport, EVERYTHING, seed)
+    door = open_door(inner, landing, b"key")
+    broken = fault.Transport(load(inner, b"key").transport, EVERYTHING, seed)
     sender, rng = Sender(broken), np.random.default_rng(seed)
     recomputed: Counter[str] = Counter()
     for turn in range(handoffs):
         tokens = int(rng.integers(1, 120))
-        ticket = landing.offer(str(turn), target, tokens, 30.0)
+        ticket = landing.offer(str(turn), target, tokens, 30.0, door.via)
         private = buffers(target, tokens)
         keys, values = kv(source, tokens, turn)
         writer = sender.open_writer(ticket, source)
@@ -39,7 +42,7 @@ def test_every_altered_handoff_is_caught(
             landing.admit(ticket.handoff_id, writer.seal(), private)
         except WorkerLost:
             writer.abort()
-            assert landing.expire() == [ticket.handoff_id]
+            until(lambda ticket=ticket: landing.expire() == [ticket.handoff_id])
             recomputed["given_up"] += 1
         except HandoffError as error:
             assert ticket.handoff_id in broken.altered, "refused though nothing was altered"
@@ -57,3 +60,4 @@ def test_every_altered_handoff_is_caught(
     assert counts["admitted"] > handoffs // 3
     assert landing.used_bytes == 0
     sender.close()
+    door.close()

@@ -37,6 +37,11 @@ class Region:
         place = whole.reshape(image.outer, image.units(self._tokens), image.unit_bytes)
         return place[:, first : first + image.units(tokens)]
 
+    def dense(self, index: int, token_start: int, tokens: int) -> Bytes | None:
+        """As :meth:`piece`, as one run of bytes; None where it is not one."""
+        ((start, _, size), *more) = self.runs(index, token_start, tokens)
+        return None if more else self._data[start : start + size]
+
     def runs(self, index: int, token_start: int, tokens: int) -> list[tuple[int, int, int]]:
         """(offset in the region, offset in the image's dense bytes, bytes) of each unbroken run."""
         image = self.images[index]

@@ -1,7 +1,7 @@
 """The writer's end of a network transport, but for the bytes: connections, greeting, acknowledgements,
 notices.
 
-Frames gather in a buffer; how a full one gets into the receiver's region is the transport's own affair.
+How a frame's bytes get into the receiver's region is the transport's own affair.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
 
 import zmq
 
@@ -48,40 +49,46 @@ class Link:
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
-    def send(self, index: int, message: wire.ToReceiver, payload: memoryview | None = None) -> None:
-        parts: list[bytes | memoryview] = [wire.encode(message)]
-        if payload is not None:
-            parts.append(payload)
-        self._sockets[index % len(self._sockets)].send_multipart(parts, copy=payload is None)
+    def send(self, index: int, message: wire.ToReceiver) -> None:
+        self._sockets[index % len(self._sockets)].send(wire.encode(message))
 
     def receive(self, timeout_s: float) -> list[wire.ToWriter]:
         """What has come, waiting at most ``timeout_s`` for the first."""
-        ready = self._poller.poll(int(timeout_s * 1e3))
         found = []
-        for socket, _ in ready:
-            while socket.poll(0):
-                found.append(wire.to_writer.decode(socket.recv()))
+        for source, events in self._poller.poll(int(timeout_s * 1e3)):
+            if isinstance(source, int):
+                self.other(source, events)
+                continue
+            while source.poll(0):
+                found.append(wire.to_writer.decode(source.recv()))
         return found
+
+    def other(self, source: int, events: int) -> None:
+        """A file descriptor that a subclass has put into the poller is ready."""
 
     def close(self, linger_ms: int = 0) -> None:
         for socket in self._sockets:
             socket.close(linger=linger_ms)
 
 
-class Links:
+AnyLink = TypeVar("AnyLink", bound=Link)
+
+
+class Links(Generic[AnyLink]):
     """Keeps connections to every receiver between handoffs; a link serves one handoff at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[AnyLink]) -> None:
+        self._kind = kind
         self._context = zmq.Context(io_threads=CONNECTIONS)
-        self._idle: dict[str, list[Link]] = {}
+        self._idle: dict[str, list[AnyLink]] = {}
         self._lock = threading.Lock()
 
-    def take(self, address: str) -> Link:
+    def take(self, address: str) -> AnyLink:
         with self._lock:
             idle = self._idle.get(address)
-            return idle.pop() if idle else Link(self._context, address)
+            return idle.pop() if idle else self._kind(self._context, address)
 
-    def give_back(self, link: Link) -> None:
+    def give_back(self, link: AnyLink) -> None:
         with self._lock:
             if not self._context.closed:
                 self._idle.setdefault(link.address, []).append(link)
@@ -97,29 +104,28 @@ class Links:
         self._context.destroy(linger=0)
 
 
-class Conversation(ABC):
+class Conversation(ABC, Generic[AnyLink]):
     """One handoff at the writer: a Channel whose frames are acknowledged one by one, in any order."""
 
-    def __init__(self, links: Links, address: str, signed: bytes, frame_bytes: int) -> None:
+    window_bytes = WINDOW_BYTES
+
+    def __init__(self, links: Links[AnyLink], address: str, signed: bytes) -> None:
         self._links, self._link = links, links.take(address)
-        self._window = wire.Window(WINDOW_BYTES, RESEND_S, LOST_S)
-        self._frame_bytes = frame_bytes
-        self._entries: list[wire.Entry] = []
-        self._filled, self._seq = 0, 0
+        self._window = wire.Window(self.window_bytes, RESEND_S, LOST_S)
+        self._seq = 0
         self._open, self._delivered = True, False
         try:
-            self._session = self._greet(signed)
+            self._welcome = self._greet(signed)
         except BaseException:
             self._link.close()
             raise
 
     @abstractmethod
-    def buffer(self, needed: int) -> Bytes:
-        """Where the frame at hand gathers: at least ``needed`` bytes, the same memory until it is carried."""
+    def put(self, image: int, token_start: int, tokens: int, staged: Bytes) -> None: ...
 
     @abstractmethod
-    def carry(self, seq: int, entries: tuple[wire.Entry, ...], filled: int) -> None:
-        """Sends a full frame on its way; its acknowledgement may come at any time from now on."""
+    def flush(self) -> None:
+        """Sends the frame at hand on its way, if there is one."""
 
     @abstractmethod
     def again(self, seq: int) -> None:
@@ -129,16 +135,8 @@ class Conversation(ABC):
     def settled(self, seq: int) -> None:
         """The frame is in its place; what was kept for it may go."""
 
-    def put(self, image: int, token_start: int, tokens: int, staged: Bytes) -> None:
-        if self._filled and self._filled + staged.nbytes > self._frame_bytes:
-            self._flush()
-        end = self._filled + staged.nbytes
-        self.buffer(end)[self._filled : end] = staged
-        self._filled = end
-        self._entries.append(wire.Entry(image, token_start, tokens))
-
     def finish(self) -> None:
-        self._flush()
+        self.flush()
         while not self._window.empty:
             self.listen(0.1)
         self._delivered = True
@@ -151,38 +149,39 @@ class Conversation(ABC):
             self._links.give_back(self._link)
             return
         with contextlib.suppress(zmq.ZMQError):
-            self._link.send(0, wire.GiveUp(self._session))
+            self._link.send(0, wire.GiveUp(self._welcome.session))
         self._link.close(linger_ms=200)
 
-    def send(self, index: int, message: wire.ToReceiver, payload: memoryview | None = None) -> None:
-        self._link.send(index, message, payload)
+    def send(self, index: int, message: wire.ToReceiver) -> None:
+        self._link.send(index, message)
+
+    def under_way(self, filled: int) -> int:
+        """Takes note of a frame that is about to be sent, once there is room for it; returns its number."""
+        while self._window.full:
+            self.listen(0.1)
+        seq, self._seq = self._seq, self._seq + 1
+        self._window.sent(seq, filled, time.monotonic())
+        return seq
 
     def listen(self, timeout_s: float) -> None:
         """Takes what the receiver says and sends again what is late. Raises StaleWrite, WorkerLost."""
-        replies = self._link.receive(timeout_s)
-        now = time.monotonic()
-        for reply in replies:
-            if isinstance(reply, wire.Over) and reply.session == self._session:
-                raise StaleWrite(reply.why)
-            if not isinstance(reply, wire.Ack) or reply.session != self._session:
-                continue
-            if self._window.acknowledged(reply.seq, now):
-                self.settled(reply.seq)
-        for seq in self._window.due(now):
+        self.hear(self._link.receive(timeout_s))
+        for seq in self._window.due(time.monotonic()):
             self.again(seq)
 
-    def _flush(self) -> None:
-        if not self._entries:
-            return
-        while self._window.full:
-            self.listen(0.1)
-        self._window.sent(self._seq, self._filled, time.monotonic())
-        self.carry(self._seq, tuple(self._entries), self._filled)
-        self._filled, self._entries = 0, []
-        self._seq += 1
-        self.listen(0.0)
+    def hear(self, replies: list[wire.ToWriter]) -> None:
+        now = time.monotonic()
+        for reply in replies:
+            if isinstance(reply, wire.Over) and reply.session == self._welcome.session:
+                raise StaleWrite(reply.why)
+            if not isinstance(reply, wire.Ack) or reply.session != self._welcome.session:
+                continue
+            self._window.heard(now)
+            for seq in reply.seqs:
+                if self._window.acknowledged(seq):
+                    self.settled(seq)
 
-    def _greet(self, signed: bytes) -> int:
+    def _greet(self, signed: bytes) -> wire.Welcome:
         nonce, began = secrets.token_bytes(12), time.monotonic()
         attempt = 0
         while time.monotonic() - began < LOST_S:
@@ -190,7 +189,7 @@ class Conversation(ABC):
             attempt += 1
             for reply in self._link.receive(_HELLO_RETRY_S):
                 if isinstance(reply, wire.Welcome) and reply.nonce == nonce:
-                    return reply.session
+                    return reply
                 if isinstance(reply, wire.NotWelcome) and reply.nonce == nonce:
                     raise StaleWrite(reply.why)
         raise WorkerLost(f"no receiver answers at {self._link.address.partition(' ')[0]}")

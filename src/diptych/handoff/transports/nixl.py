@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import logging
 import secrets
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,10 @@ class Door(RemoteDoor):
 
 
 class NixlMover:
-    """One agent. Its metadata travel inside signed tickets, so only the fleet's own are ever loaded."""
+    """One agent. Its metadata travel inside signed tickets, so only the fleet's own are ever loaded.
+
+    An agent is not safe to call from several threads (it crashes), and every handoff has a thread: one at a time.
+    """
 
     def __init__(self, backend: str, *, passive: bool) -> None:
         """``passive``: others write here at any time, so a thread of NIXL's must look for them; a writer looks
@@ -40,6 +44,7 @@ class NixlMover:
             secrets.token_hex(8), nixl_agent_config(enable_prog_thread=passive, backends=[backend])
         )
         self._registered: list[Any] = []
+        self._lock = threading.Lock()
 
     def expose(self, memory: Bytes) -> str:
         self.register(memory)
@@ -47,14 +52,14 @@ class NixlMover:
 
     def register(self, memory: Bytes) -> None:
         region = [(memory.ctypes.data, memory.nbytes, 0, "")]
-        self._registered.append(self._agent.register_memory(region, "DRAM"))
+        self._registered.append(self._guard(self._agent.register_memory, region, "DRAM"))
 
     def meet(self, peer: str) -> Any:
         return self._guard(self._agent.add_remote_agent, base64.b64decode(peer))
 
     def write(self, peer: Any, runs: Sequence[Run]) -> Any:
-        here = self._agent.get_xfer_descs([(local, size, 0) for local, _, size in runs], "DRAM")
-        there = self._agent.get_xfer_descs([(remote, size, 0) for _, remote, size in runs], "DRAM")
+        here = self._guard(self._agent.get_xfer_descs, [(local, size, 0) for local, _, size in runs], "DRAM")
+        there = self._guard(self._agent.get_xfer_descs, [(remote, size, 0) for _, remote, size in runs], "DRAM")
         handle = self._guard(self._agent.initialize_xfer, "WRITE", here, there, peer)
         self._guard(self._agent.transfer, handle)
         return handle
@@ -63,7 +68,7 @@ class NixlMover:
         state = self._guard(self._agent.check_xfer_state, handle)
         if state == "PROC":
             return False
-        self._agent.release_xfer_handle(handle)
+        self._guard(self._agent.release_xfer_handle, handle)
         if state != "DONE":
             raise WorkerLost(f"a NIXL transfer ended as {state}")
         return True
@@ -76,6 +81,7 @@ class NixlMover:
 
     def _guard(self, call: Any, *arguments: Any) -> Any:
         try:
-            return call(*arguments)
+            with self._lock:
+                return call(*arguments)
         except Exception as error:  # the binding's errors have no common class
             raise WorkerLost(f"NIXL: {error}") from error

@@ -24,7 +24,7 @@ from diptych.handoff.region import Bytes, Region
 from diptych.handoff.ticket import Ticket, sign
 from diptych.handoff.transports import wire
 from diptych.handoff.transports.door import SocketDoor
-from diptych.handoff.transports.link import Conversation, Links
+from diptych.handoff.transports.link import Conversation, Link, Links
 
 FRAME_BYTES = 4 << 20
 _POLL_S = 0.0002
@@ -69,7 +69,7 @@ class RemoteTransport:
     """Keeps the library's agent and its registered buffers; registering is slow."""
 
     def __init__(self, key: bytes, mover: Mover) -> None:
-        self._key, self._mover, self._links = key, mover, Links()
+        self._key, self._mover, self._links = key, mover, Links(Link)
         self._peers: dict[str, Any] = {}
         self._spare: list[Bytes] = []
 
@@ -99,7 +99,7 @@ class RemoteTransport:
         return self._mover
 
     @property
-    def links(self) -> Links:
+    def links(self) -> Links[Link]:
         return self._links
 
     def peer(self, name: str) -> Any:
@@ -120,7 +120,7 @@ class RemoteDoor(SocketDoor):
         self._mover.close()
 
 
-class _Channel(Conversation):
+class _Channel(Conversation[Link]):
     """A frame's buffer is in use until its transfer is complete; only then is the frame announced."""
 
     def __init__(self, owner: RemoteTransport, place: Place, ticket: Ticket, signed: bytes) -> None:
@@ -130,27 +130,36 @@ class _Channel(Conversation):
             raise StaleWrite(f"the ticket of handoff {ticket.handoff_id} does not fit its form")
         self._region = Region(ticket.form, np.empty(0, np.uint8), ticket.tokens)
         self._buffer: Bytes | None = None
+        self._filled = 0
+        self._entries: list[wire.Entry] = []
+        self._runs: list[Run] = []
         self._flying: dict[int, tuple[Any, Bytes]] = {}
         self._landed: list[int] = []
         self._placed: dict[int, wire.Placed] = {}
         self._announced = time.monotonic()
-        super().__init__(owner.links, place.socket, signed, FRAME_BYTES)
+        super().__init__(owner.links, place.socket, signed)
 
-    def buffer(self, needed: int) -> Bytes:
-        if self._buffer is None or self._buffer.nbytes < needed:
-            self._buffer = self._owner.take_buffer(needed)
-        return self._buffer
+    def put(self, image: int, token_start: int, tokens: int, staged: Bytes) -> None:
+        if self._filled and self._filled + staged.nbytes > FRAME_BYTES:
+            self.flush()
+        if self._buffer is None:
+            self._buffer = self._owner.take_buffer(staged.nbytes)
+        start, end = self._filled, self._filled + staged.nbytes
+        self._buffer[start:end] = staged
+        here = self._buffer.ctypes.data + start
+        for there, within, size in self._region.runs(image, token_start, tokens):
+            self._runs.append((here + within, self._base + there, size))
+        self._filled = end
+        self._entries.append(wire.Entry(image, token_start, tokens))
 
-    def carry(self, seq: int, entries: tuple[wire.Entry, ...], filled: int) -> None:
-        buffer = self.buffer(filled)
-        start, runs = buffer.ctypes.data, []
-        for entry in entries:
-            for there, here, size in self._region.runs(entry.image, entry.token_start, entry.tokens):
-                runs.append((start + here, self._base + there, size))
-            start += self._region.images[entry.image].size(entry.tokens)
-        self._placed[seq] = wire.Placed(self._session, seq, entries)
-        self._flying[seq] = (self._owner.mover.write(self._peer, runs), buffer)
-        self._buffer = None
+    def flush(self) -> None:
+        if self._buffer is None:
+            return
+        seq = self.under_way(self._filled)
+        self._placed[seq] = wire.Placed(self._welcome.session, seq, tuple(self._entries))
+        self._flying[seq] = (self._owner.mover.write(self._peer, self._runs), self._buffer)
+        self._buffer, self._filled, self._entries, self._runs = None, 0, [], []
+        self.listen(0.0)
 
     def again(self, seq: int) -> None:
         if seq not in self._flying and seq not in self._landed:

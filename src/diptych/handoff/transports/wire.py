@@ -2,10 +2,11 @@
 
     writer                                          receiver
     Hello(ticket, nonce)   ---------------------->  is the ticket ours, in force, and not another writer's?
-                           <----------------------  Welcome(session)  |  NotWelcome(why)
-    Data(session, seq, ..) + bytes  ------------->  into the region; one frame holds several images' chunks
+                           <----------------------  Welcome(session, key)  |  NotWelcome(why)
+    a frame on a bulk connection    - - - - - - ->  into the region (tcp; see records.py)
     or Placed(session, seq, ..)     ------------->  the bytes are there already, by remote write
-                           <----------------------  Ack(session, seq)  |  Over(why)
+                           <----------------------  Ack(session, seqs)  |  Over(why)
+    Ask(session, seqs)     ---------------------->  after a cut: which of these frames have come?
     GiveUp(session)        ---------------------->  the handoff failed
 
 A frame that is not acknowledged in time is sent again, on another connection; a frame that comes twice is
@@ -15,7 +16,9 @@ for another handoff's.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -31,8 +34,11 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
+    """``key`` seals the session's records on bulk connections; empty where they go in clear, or there are none."""
+
     nonce: bytes
     session: int
+    key: bytes = b""
 
 
 class NotWelcome(msgspec.Struct, frozen=True, array_like=True, tag="not_welcome"):
@@ -55,30 +61,31 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
 
 
-class Data(msgspec.Struct, frozen=True, array_like=True, tag="data"):
-    session: int
-    seq: int
-    entries: tuple[Entry, ...]
-
-
 class Placed(msgspec.Struct, frozen=True, array_like=True, tag="placed"):
-    """Like Data, from a writer that has put the bytes into the region itself (remote memory writes)."""
+    """A frame from a writer that has put the bytes into the region itself (remote memory writes)."""
 
     session: int
     seq: int
     entries: tuple[Entry, ...]
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
+    """Answered with an Ack of those frames that have come, maybe none; or with Over."""
+
+    session: int
+    seqs: tuple[int, ...]
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
     session: int
-    seq: int
+    seqs: tuple[int, ...]
 
 
 class GiveUp(msgspec.Struct, frozen=True, array_like=True, tag="give_up"):
     session: int
 
 
-ToReceiver = Hello | Data | Placed | GiveUp
+ToReceiver = Hello | Placed | Ask | GiveUp
 ToWriter = Welcome | NotWelcome | Over | Ack
 
 encode = msgspec.msgpack.Encoder().encode
@@ -111,7 +118,7 @@ class Window:
         self._limit, self._resend_s, self._lost_s = limit_bytes, resend_s, lost_s
         self._frames: OrderedDict[int, tuple[int, float]] = OrderedDict()
         self._bytes = 0
-        self._heard = 0.0
+        self._heard, self._looked = 0.0, 0.0
 
     @property
     def full(self) -> bool:
@@ -123,23 +130,41 @@ class Window:
 
     def sent(self, seq: int, size: int, now: float) -> None:
         if not self._frames:
-            self._heard = now
+            self._heard = self._looked = now
         self._frames[seq] = (size, now)
         self._bytes += size
 
-    def acknowledged(self, seq: int, now: float) -> bool:
-        """False where the frame was acknowledged before."""
+    def heard(self, now: float) -> None:
+        """The receiver lives."""
         self._heard = now
+
+    def acknowledged(self, seq: int) -> bool:
+        """False where the frame was acknowledged before."""
         frame = self._frames.pop(seq, None)
         if frame is None:
             return False
         self._bytes -= frame[0]
         return True
 
-    def due(self, now: float) -> list[int]:
-        """Frames to send again now. Raises WorkerLost when the receiver has been silent for too long."""
+    def lost(self, seqs: Iterable[int]) -> None:
+        """These frames were on a connection that broke: those not acknowledged are due at once."""
+        for seq in seqs:
+            if seq in self._frames:
+                self._frames[seq] = (self._frames[seq][0], -math.inf)
+
+    def check(self, now: float) -> None:
+        """Raises WorkerLost when the receiver has been silent for too long while we listened: time in which this
+        process was stopped itself, and so looked at nothing, says nothing about the other side.
+        """
+        away, self._looked = now - self._looked, now
+        if away > self._lost_s / 4:
+            self._heard += away
         if self._frames and now - self._heard > self._lost_s:
             raise WorkerLost(f"the receiver has acknowledged nothing for {now - self._heard:.1f} s")
+
+    def due(self, now: float) -> list[int]:
+        """Frames to send again now. Raises WorkerLost as :meth:`check`."""
+        self.check(now)
         late = [seq for seq, (_, at) in self._frames.items() if now - at > self._resend_s]
         for seq in late:
             self._frames[seq] = (self._frames[seq][0], now)
