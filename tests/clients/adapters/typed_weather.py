@@ -1,0 +1,5 @@
+"""The weather's argument for clients that read it off a type. Annotations are values here: they are looked at."""
+
+from typing import Literal
+
+City = Literal["Paris", "Rome"]
