@@ -33,6 +33,10 @@ def what_it_has() -> Iterator[None]:
         yield
     except Lacking as lacking:
         pytest.skip(str(lacking))
+    except Exception as refused:
+        if "object contains unknown field `anthropic_version`" in str(refused).lower():
+            pytest.skip("InvokeModel does not take Claude's native body yet")
+        raise
 
 
 @pytest.fixture

@@ -123,7 +123,9 @@ class GatewayServer:
         for server in servers:
             server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
         await self._app.gateway.in_flight.stop(self._listen.grace_s)
-        await asyncio.wait(serving, timeout=self._listen.grace_s)
+        _, unfinished = await asyncio.wait(serving, timeout=self._listen.grace_s)
+        for task in unfinished:
+            task.cancel()
         if door:
             door.close()
 

@@ -23,7 +23,7 @@ class Adapter:
 
     def _create(self, turns: Sequence[Turn], max_tokens: int, **more: Any) -> Any:
         asked = {"model": self._model, "messages": in_openais_form(turns), "max_tokens": max_tokens}
-        return self._client.messages.create(**asked, temperature=0, **more)
+        return self._client.messages.create(**asked, **more)
 
     def ask(self, turns: Sequence[Turn], max_tokens: int) -> str:
         return str(self._create(turns, max_tokens).content[0].text)

@@ -29,7 +29,7 @@ class Adapter:
             env={**os.environ, **secrets, **where, "AWS_MAX_ATTEMPTS": "1"},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=250,
             check=False,
         )
         if done.returncode:

@@ -43,7 +43,7 @@ class Script:
             input=json.dumps(order),
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=250,
             check=False,
         )
         if done.returncode:

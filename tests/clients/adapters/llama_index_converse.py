@@ -10,11 +10,7 @@ from llama_index.core.tools import FunctionTool
 from llama_index.llms.bedrock_converse import BedrockConverse
 
 from adapters import NOVA, WEATHER, WEATHER_TEXT, Server, Turn
-from adapters.typed_weather import City
-
-
-def get_weather(city: City) -> str:
-    return f"It is sunny in {city}."
+from adapters.typed_weather import weather
 
 
 class Adapter:
@@ -41,7 +37,7 @@ class Adapter:
         return [str(part.delta) for part in self._llm(max_tokens).stream_chat(_messages(turns)) if part.delta]
 
     def call(self, turns: Sequence[Turn]) -> tuple[str, dict[str, Any]]:
-        tool = FunctionTool.from_defaults(get_weather, name=WEATHER, description=WEATHER_TEXT)
+        tool = FunctionTool.from_defaults(weather, name=WEATHER, description=WEATHER_TEXT)
         llm = self._llm(64)
         answer = llm.chat_with_tools([tool], chat_history=_messages(turns), tool_required=True)
         made = llm.get_tool_calls_from_response(answer)[0]

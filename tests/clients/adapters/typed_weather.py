@@ -3,3 +3,7 @@
 from typing import Literal
 
 City = Literal["Paris", "Rome"]
+
+
+def weather(city: City) -> str:
+    return f"It is sunny in {city}."
