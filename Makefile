@@ -1,10 +1,15 @@
 # Two commands: `make serve` and `make test`. Everything that they need is made by them.
+# The clients under test live in an environment of their own, `make test-clients`.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS := tests/clients
+CLIENTS_VENV := .venv-clients
+CLIENTS_BIN := $(abspath $(CLIENTS_VENV)/bin)
+CLIENTS_STAMP := $(CLIENTS_VENV)/.installed
 
-.PHONY: serve test check unit e2e bench soak clean
+.PHONY: serve test check unit e2e bench soak test-clients clean
 
 serve: $(STAMP)
 	@exec $(BIN)/diptych serve
@@ -29,6 +34,18 @@ SOAK_MINUTES ?= 60
 soak: $(STAMP)
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/pytest -q -m soak
 
+test-clients: $(STAMP) $(CLIENTS_STAMP)
+	DIPTYCH=$(abspath $(BIN)/diptych) $(CLIENTS_BIN)/python -m pytest -q -c $(CLIENTS)/pytest.ini $(CLIENTS)
+
+# uv resolves these at once; pip tries hundreds of boto3 against hundreds of awscli.
+$(CLIENTS_STAMP): $(CLIENTS)/requirements.txt $(CLIENTS)/js/package.json
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_BIN)/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(abspath $(CLIENTS_VENV)) $(CLIENTS_BIN)/uv pip install --requirement $(CLIENTS)/requirements.txt
+	cd $(CLIENTS)/js && PATH="$$($(CLIENTS_BIN)/python ../node_folder.py):$$PATH" npm install --no-audit --no-fund \
+		|| echo "The JavaScript clients will be skipped: their packages could not be installed."
+	@touch $@
+
 bench: $(STAMP)
 	$(BIN)/diptych bench pair
 	$(BIN)/diptych bench pair --prompt-tokens 2048 --output-tokens 128
@@ -42,4 +59,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(CLIENTS_VENV) $(CLIENTS)/js/node_modules build dist

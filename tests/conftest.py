@@ -9,6 +9,8 @@ import pytest
 from diptych.models.resolve import ModelBundle, resolve_model
 from diptych.models.tiny import ARCHITECTURES, Architecture, write_tiny_gguf
 
+collect_ignore = ["clients"]  # in their own environment: `make test-clients`
+
 
 @pytest.fixture(scope="session")
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,8 +26,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(*arguments: str) -> list[str]:
-    """``diptych`` with these arguments, as the installed script runs it."""
-    return [str(Path(sys.executable).with_name("diptych")), *arguments]
+    """``diptych`` with these arguments, as the installed script runs it; ``DIPTYCH`` names another one."""
+    return [os.environ.get("DIPTYCH", str(Path(sys.executable).with_name("diptych"))), *arguments]
 
 
 def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -54,16 +55,27 @@ def until(look: Callable[[], Found], within_s: float, what: str) -> Found:
 class Fleet:
     """A running fleet: its ``url``, its processes, and its folder in shared memory."""
 
-    def __init__(self, folder: Path, settings: str, program: Sequence[str] = (), **more: str) -> None:
-        """``settings`` is a fleet.toml without its ``[gateway]``. Returns when the fleet says that it is ready.
+    def __init__(
+        self,
+        folder: Path,
+        settings: str,
+        program: Sequence[str] = (),
+        *,
+        gateway: str = "",
+        key: str | None = None,
+        **more: str,
+    ) -> None:
+        """``settings`` is a fleet.toml without its ``[gateway]``, ``gateway`` more lines of that; ``key`` is ours.
 
-        ``program`` is what to run instead of ``diptych``, with ``more`` in its environment.
+        ``program`` is what to run instead of ``diptych``, with ``more`` in its environment. Returns when the fleet
+        says that it is ready.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._log = folder / f"fleet-{self.port}.log"
         file = folder / f"fleet-{self.port}.toml"
-        file.write_text(f"{settings}\n[gateway]\nport = {self.port}\n")
+        file.write_text(f"{settings}\n[gateway]\nport = {self.port}\n{gateway}\n")
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*(program or command()), "serve", "--config", str(file)],
@@ -80,14 +92,14 @@ class Fleet:
             raise
 
     def _ready(self) -> bool:
-        return f"Diptych is ready at {self.url}" in self.log
+        return re.search(rf"Diptych is ready at https?://127.0.0.1:{self.port}", self.log) is not None
 
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
     def get(self, path: str, **params: Any) -> Any:
-        return httpx.get(f"{self.url}{path}", params=params, timeout=10).json()
+        return httpx.get(f"{self.url}{path}", params=params, headers=self._headers, timeout=10).json()
 
     def health(self) -> dict[str, Any]:
         """The answer of ``/health``; status "unreachable" while there is no gateway."""

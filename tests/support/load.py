@@ -12,13 +12,7 @@ import httpx
 import msgspec
 
 from support.likeness import Reference
-
-WORDS = ["river", "stone", "lamp", "green", "quick", "seven", "paper", "cloud", "train", "apple", "north", "glass"]
-
-
-def question(number: int, words: int) -> str:
-    """A text of so many words; each number its own from the first word on."""
-    return " ".join(f"{WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)]}{number}" for i in range(words))
+from support.questions import question
 
 
 def chat_body(text: str, output_tokens: int, *, pair: bool, stream: bool = True) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     granian (Rust threads: accept, TLS, h1, h2)  <->  event loop (app, service)
 
-The listening socket is ours: granian's own is shared between processes, so it would not notice a port in use.
+The listening socket is ours: granian's own is shared between processes, so it would not notice a port in use. With
+a certificate there are two granians behind it, one for TLS and one for plain text (:mod:`diptych.gateway.one_port`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from granian.server.embed import Server as GranianServer
 
 from diptych.errors import ConfigError
 from diptych.gateway.app import GatewayApp
+from diptych.gateway.one_port import OnePort
 from diptych.gateway.tls import Certificates
 
 _BACKLOG = 1024
@@ -39,14 +42,11 @@ class Listen(msgspec.Struct, frozen=True):
 
 
 class _Granian(GranianServer):
-    """Granian on a socket that is already bound; it owns and closes it from then on."""
+    """Granian on a socket that already listens; it owns and closes it from then on."""
 
-    def __init__(self, app: GatewayApp, bound: socket.socket, tls: Certificates | None) -> None:
-        host, port = bound.getsockname()[:2]
+    def __init__(self, app: GatewayApp, bound: socket.socket, tls: Certificates | None = None) -> None:
         super().__init__(
             app,
-            address=host,
-            port=port,
             interface=Interfaces.ASGINL,
             websockets=False,
             backlog=_BACKLOG,
@@ -60,7 +60,8 @@ class _Granian(GranianServer):
         self._bound = bound
 
     def _init_shared_socket(self) -> None:
-        self._shd = SocketHolder(self._bound.detach(), False, _BACKLOG)  # type: ignore[call-arg, assignment]  # stubs lack it
+        unix = self._bound.family == socket.AF_UNIX
+        self._shd = SocketHolder(self._bound.detach(), unix, _BACKLOG)  # type: ignore[call-arg, assignment]  # stubs lack it
 
 
 class GatewayServer:
@@ -102,25 +103,53 @@ class GatewayServer:
         assert self._socket is not None
         port = int(self._socket.getsockname()[1])
         others = _native_threads()
-        server = _Granian(self._app, self._socket, self._listen.tls)
-        self._stop_on_signals()
-        serving = asyncio.create_task(server.serve())
-        if ready:
-            ready(port)
-        stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
-        await self._app.gateway.in_flight.stop(self._listen.grace_s)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(serving, self._listen.grace_s)
+        with tempfile.TemporaryDirectory(prefix="diptych-") as folder:
+            await self._answer(Path(folder), lambda: ready(port) if ready else None)
         await _until_gone(others)
+
+    async def _answer(self, folder: Path, ready: Callable[[], None]) -> None:
+        assert self._socket is not None
+        servers, door = self._servers(self._socket, folder)
+        self._stop_on_signals()
+        serving = [asyncio.create_task(server.serve()) for server in servers]
+        if door:
+            await door.start()
+        ready()
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((*serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if door:
+            door.stop_accepting()
+        for server in servers:
+            server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
+        await self._app.gateway.in_flight.stop(self._listen.grace_s)
+        _, unfinished = await asyncio.wait(serving, timeout=self._listen.grace_s)
+        for task in unfinished:
+            task.cancel()
+        if door:
+            door.close()
+
+    def _servers(self, public: socket.socket, folder: Path) -> tuple[list[_Granian], OnePort | None]:
+        """Who answers at the public socket: one granian by itself, or two behind a door."""
+        if self._listen.tls is None:
+            return [_Granian(self._app, public)], None
+        tls, plain = folder / "tls", folder / "plain"
+        behind = [_Granian(self._app, _unix(tls), self._listen.tls), _Granian(self._app, _unix(plain))]
+        return behind, OnePort(public, tls, plain)
 
     def _stop_on_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError):  # not the main thread: whoever owns it calls stop()
                 loop.add_signal_handler(number, self.stop)
+
+
+def _unix(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen(_BACKLOG)
+    listening.setblocking(False)
+    return listening
 
 
 def _native_threads() -> set[str]:

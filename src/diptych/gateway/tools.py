@@ -48,9 +48,14 @@ class Toolbox(msgspec.Struct, frozen=True):
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
+    """A schema that names its properties and is silent on others is taken to mean no others: a small model would
+    invent them until its tokens are used up."""
+    arguments = tool.schema or {"type": "object"}
+    if "properties" in arguments:
+        arguments = {"additionalProperties": False, **arguments}
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.name}, "arguments": tool.schema or {"type": "object"}},
+        "properties": {"name": {"const": tool.name}, "arguments": arguments},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }

@@ -14,10 +14,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer, decoders
 
 from diptych.errors import ConfigError, InvalidRequest
+from diptych.models.control import ControlTokens
 from diptych.models.resolve import ModelBundle
 
 # For a base model without a template: who speaks, a colon, what is said.
 _PLAIN: Final = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}assistant:"
+
+_HALF_A_PAIR: Final = "the text is not valid Unicode: it holds half of a surrogate pair"
 
 
 class ChatFormat:
@@ -26,6 +29,7 @@ class ChatFormat:
     def __init__(self, tokenizer: Tokenizer, template: str | None, bundle: ModelBundle) -> None:
         self.end_tokens: frozenset[int] = frozenset(bundle.end_tokens)
         self._tokenizer = tokenizer
+        self._control = ControlTokens(tokenizer)
         self._bytes = _TokenBytes(tokenizer)
         special = {"bos_token": bundle.bos_token, "eos_token": bundle.eos_token}
         self._special = {k: "" if v is None else tokenizer.id_to_token(v) or "" for k, v in special.items()}
@@ -44,11 +48,21 @@ class ChatFormat:
     ) -> tuple[int, ...]:
         """The conversation as the model reads it, up to where its answer begins.
 
-        Raises InvalidRequest when the model's template refuses the messages (an order of roles that it does
-        not know, content that is not text, ...).
+        Control tokens written out in messages or tools are read as ordinary text. Raises InvalidRequest when the
+        model's template refuses the messages (an order of roles that it does not know, content that is not text, ...).
         """
+        mark = self._control.mark(messages, tools)
+        if mark is None:
+            return self.encode(self._rendered(messages, tools))
+        text = self._rendered(self._control.guarded(messages, mark), self._control.guarded(tools, mark))
         try:
-            text = self._template.render(
+            return tuple(self._control.encode(text, mark))
+        except (UnicodeEncodeError, TypeError) as error:
+            raise InvalidRequest(_HALF_A_PAIR) from error
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        try:
+            return self._template.render(
                 messages=list(messages),
                 tools=list(tools) if tools else None,
                 add_generation_prompt=True,
@@ -56,14 +70,13 @@ class ChatFormat:
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(f"the model's chat template refuses the messages: {error}") from error
-        return self.encode(text)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of ``text`` as it stands; control tokens written out in it are read as such."""
         try:
             return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError) as error:
-            raise InvalidRequest("the text is not valid Unicode: it holds half of a surrogate pair") from error
+            raise InvalidRequest(_HALF_A_PAIR) from error
 
     def decoder(self) -> TokenDecoder:
         """A new decoder for one stream of tokens."""
