@@ -16,7 +16,7 @@ from diptych.fleet import messages as m
 from diptych.fleet.sockets import Watch, Wire
 from diptych.types import TokenChunk
 
-GATHER_S = 0.001
+GATHER_S = 0.002
 """How long tokens of several streams may wait for one another."""
 
 Reply = TypeVar("Reply", bound=m.Message)

@@ -3,9 +3,11 @@
 A ZeroMQ descriptor signals edges, not levels: after any send or receive the socket may hold messages that no
 further edge announces. So both ends drain until empty, and look again after a send.
 
-A wake-up costs more than a token does. An end that takes tokens from many streams therefore looks away for a
-moment (``gather_s``) while messages are dense, as a network card's driver does: what comes meanwhile is taken
-together. A message after a quiet moment is taken at once.
+A wake-up costs more than a token does. An end that takes tokens from many streams therefore looks by the clock,
+every ``gather_s``, while messages are dense, as a network card's driver does: what came meanwhile is taken together.
+
+    woken by each message --two within gather_s--> looks every gather_s --a look finds nothing--> woken again
+So a message after a quiet moment is taken at once, and none waits longer than ``gather_s``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Wire:
     ) -> None:
         self._socket = socket
         self._gather_s = gather_s
-        self._away = False
+        self._by_the_clock = False
         self._took_at = 0.0
         self._receive = self._one_frame if socket.type == zmq.DEALER else self._all_frames
         self._on_frames = on_frames
@@ -47,8 +49,27 @@ class Wire:
         return True
 
     def _drain(self) -> None:
-        if self._away:
+        """A wake-up: takes all there is."""
+        if self._by_the_clock or not (taken := self._take()) or not self._gather_s:
             return
+        now = self._loop.time()
+        dense = taken > 1 or now - self._took_at < self._gather_s
+        self._took_at = now
+        if dense and not self._socket.closed:
+            self._by_the_clock = True
+            self._loop.remove_reader(self._fd)
+            self._loop.call_later(self._gather_s, self._look)
+
+    def _look(self) -> None:
+        """A look by the clock."""
+        if self._take():
+            self._loop.call_later(self._gather_s, self._look)
+        elif not self._socket.closed:
+            self._by_the_clock = False
+            self._loop.add_reader(self._fd, self._drain)
+
+    def _take(self) -> int:
+        """Hands on every message that has come. How many there were."""
         taken = 0
         while not self._socket.closed:
             try:
@@ -57,8 +78,7 @@ class Wire:
                 break
             taken += 1
             self._on_frames(frames)
-        if taken and self._gather_s and not self._socket.closed:
-            self._look_away(taken)
+        return taken
 
     def _one_frame(self) -> list[bytes]:
         """A message to a DEALER is one frame here; asking whether there are more costs four times the receiving."""
@@ -66,21 +86,6 @@ class Wire:
 
     def _all_frames(self) -> list[bytes]:
         return self._socket.recv_multipart(zmq.NOBLOCK)
-
-    def _look_away(self, taken: int) -> None:
-        now = self._loop.time()
-        dense = taken > 1 or now - self._took_at < self._gather_s / 2
-        self._took_at = now
-        if dense:
-            self._away = True
-            self._loop.remove_reader(self._fd)
-            self._loop.call_later(self._gather_s, self._look_again)
-
-    def _look_again(self) -> None:
-        self._away = False
-        if not self._socket.closed:
-            self._loop.add_reader(self._fd, self._drain)
-            self._drain()
 
     def close(self) -> None:
         """Stops reading and drops what is not sent. Idempotent."""
