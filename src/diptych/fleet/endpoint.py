@@ -30,6 +30,7 @@ class Endpoint:
         self._lost_after_s = deadlines.lost_after_s
         self._loop = asyncio.get_running_loop()
         self._heard: dict[bytes, float] = {}
+        self._unsent: dict[bytes, list[m.FromWorker]] = {}
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -38,7 +39,18 @@ class Endpoint:
         self._sweep = asyncio.create_task(self._drop_silent_clients())
 
     def send(self, client: bytes, message: m.FromWorker) -> None:
-        """Sends; a client that is gone is dropped, which cancels its requests."""
+        """Sends, together with what else this turn of the event loop has for the client.
+
+        A client that is gone is dropped, which cancels its requests.
+        """
+        unsent = self._unsent.setdefault(client, [])
+        unsent.append(message)
+        if len(unsent) == 1:
+            self._loop.call_soon(self._flush, client)
+
+    def _flush(self, client: bytes) -> None:
+        messages = self._unsent.pop(client)
+        message = messages[0] if len(messages) == 1 else m.Together(tuple(messages))
         if not self._wire.send(client, m.encode(message)):
             self._drop(client)
 

@@ -2,7 +2,7 @@
 
     service -> prefill worker:  Hello Ping Prefill Cancel            <- Welcome Pong Sealed Failed
     service -> decode worker:   Hello Ping Offer Decode Canary Cancel <- Welcome Pong Offered Tokens CanaryResult
-                                                                        Failed
+                                                                        Failed, or several Together
 ``id`` is the request's id; a reply carries the id of what it answers.
 """
 
@@ -112,6 +112,12 @@ class Tokens(Message, frozen=True):
     recomputed: str | None = None
 
 
+class Together(Message, frozen=True):
+    """What a worker had to say to one client at one moment, such as the tokens of all streams of one engine step."""
+
+    messages: tuple[FromWorker, ...]
+
+
 class CanaryResult(Message, frozen=True):
     """One canary: divergence of the next-token distributions in nats, the top-1 tokens, and the worst rows.
 
@@ -155,7 +161,7 @@ class Failed(Message, frozen=True):
 
 
 ToWorker = Hello | Ping | Prefill | Offer | Decode | Canary | Cancel
-FromWorker = Welcome | Pong | Offered | Sealed | Tokens | CanaryResult | Failed
+FromWorker = Welcome | Pong | Offered | Sealed | Tokens | CanaryResult | Failed | Together
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

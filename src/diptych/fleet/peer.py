@@ -83,6 +83,7 @@ class Peer:
         self._deadlines = deadlines
         self._on_change = on_change
         self._boxes: dict[str, Mailbox] = {}
+        self._loop = asyncio.get_running_loop()
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -115,18 +116,22 @@ class Peer:
 
     async def ready(self, within_s: float) -> m.Welcome:
         """Waits until the worker has answered. Raises DeadlineExceeded."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + within_s
+        deadline = self._loop.time() + within_s
         while self.welcome is None:
-            if loop.time() > deadline:
+            if self._loop.time() > deadline:
                 raise DeadlineExceeded(f"{self.worker} did not answer within {within_s:g} s")
             await asyncio.sleep(0.02)
         return self.welcome
 
     def _on_frames(self, frames: list[bytes]) -> None:
-        self._heard = asyncio.get_running_loop().time()
-        message = m.decode_from_worker(frames[-1])
-        if isinstance(message, m.Welcome):
+        self._heard = self._loop.time()
+        self._on_message(m.decode_from_worker(frames[-1]))
+
+    def _on_message(self, message: m.FromWorker) -> None:
+        if isinstance(message, m.Together):
+            for one in message.messages:
+                self._on_message(one)
+        elif isinstance(message, m.Welcome):
             self._met(message)
         elif not isinstance(message, m.Pong):
             box = self._boxes.get(message.id)
@@ -149,11 +154,10 @@ class Peer:
         self._on_change()
 
     async def _heartbeat(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             self._wire.send(m.encode(m.Ping() if self.alive else m.Hello()))
             await asyncio.sleep(self._deadlines.heartbeat_s if self.alive else 0.1)
-            if self.alive and loop.time() - self._heard > self._deadlines.lost_after_s:
+            if self.alive and self._loop.time() - self._heard > self._deadlines.lost_after_s:
                 self._lost()
 
     async def close(self) -> None:
