@@ -104,7 +104,7 @@ class Sealed(Message, frozen=True):
     tail_ms: float
 
 
-class Tokens(Message, frozen=True):
+class Tokens(Message, frozen=True, gc=False):
     """One chunk of one request; ``recomputed`` stands on the first chunk after a handoff that was given up."""
 
     id: str

@@ -31,8 +31,9 @@ class Mailbox:
 
     def put(self, item: m.FromWorker | Exception) -> None:
         self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def clear(self) -> None:
         """Forgets what came so far, but not that the worker was lost."""

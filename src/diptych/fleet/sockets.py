@@ -29,6 +29,7 @@ class Wire:
         self._gather_s = gather_s
         self._by_the_clock = False
         self._took_at = 0.0
+        self._closed = False
         self._receive = self._one_frame if socket.type == zmq.DEALER else self._all_frames
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
@@ -38,7 +39,7 @@ class Wire:
 
     def send(self, *frames: bytes) -> bool:
         """Queues a message. False when the peer is not there or cannot take more."""
-        if self._socket.closed:
+        if self._closed:
             return False
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
@@ -55,7 +56,7 @@ class Wire:
         now = self._loop.time()
         dense = taken > 1 or now - self._took_at < self._gather_s
         self._took_at = now
-        if dense and not self._socket.closed:
+        if dense and not self._closed:
             self._by_the_clock = True
             self._loop.remove_reader(self._fd)
             self._loop.call_later(self._gather_s, self._look)
@@ -64,20 +65,20 @@ class Wire:
         """A look by the clock."""
         if self._take():
             self._loop.call_later(self._gather_s, self._look)
-        elif not self._socket.closed:
+        elif not self._closed:
             self._by_the_clock = False
             self._loop.add_reader(self._fd, self._drain)
 
     def _take(self) -> int:
         """Hands on every message that has come. How many there were."""
-        taken = 0
-        while not self._socket.closed:
+        taken, receive, on_frames = 0, self._receive, self._on_frames
+        while not self._closed:
             try:
-                frames = self._receive()
+                frames = receive()
             except zmq.Again:
                 break
             taken += 1
-            self._on_frames(frames)
+            on_frames(frames)
         return taken
 
     def _one_frame(self) -> list[bytes]:
@@ -89,7 +90,8 @@ class Wire:
 
     def close(self) -> None:
         """Stops reading and drops what is not sent. Idempotent."""
-        if not self._socket.closed:
+        if not self._closed:
+            self._closed = True
             self._loop.remove_reader(self._fd)
             self._socket.close(linger=0)
 
