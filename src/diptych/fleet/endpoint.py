@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Protocol
 
 import zmq
 
 from diptych.config import Deadlines
 from diptych.fleet import messages as m
+from diptych.fleet.outbox import Outbox
 from diptych.fleet.sockets import Wire
 
 
@@ -30,7 +32,7 @@ class Endpoint:
         self._lost_after_s = deadlines.lost_after_s
         self._loop = asyncio.get_running_loop()
         self._heard: dict[bytes, float] = {}
-        self._unsent: dict[bytes, list[m.FromWorker]] = {}
+        self._outboxes: dict[bytes, Outbox] = {}
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -39,18 +41,13 @@ class Endpoint:
         self._sweep = asyncio.create_task(self._drop_silent_clients())
 
     def send(self, client: bytes, message: m.FromWorker) -> None:
-        """Sends, together with what else this turn of the event loop has for the client.
+        """Sends; a client that is gone is dropped, which cancels its requests."""
+        outbox = self._outboxes.get(client)
+        if outbox is None:
+            outbox = self._outboxes[client] = Outbox(partial(self._send_now, client))
+        outbox.put(message)
 
-        A client that is gone is dropped, which cancels its requests.
-        """
-        unsent = self._unsent.setdefault(client, [])
-        unsent.append(message)
-        if len(unsent) == 1:
-            self._loop.call_soon(self._flush, client)
-
-    def _flush(self, client: bytes) -> None:
-        messages = self._unsent.pop(client)
-        message = messages[0] if len(messages) == 1 else m.Together(tuple(messages))
+    def _send_now(self, client: bytes, message: m.FromWorker) -> None:
         if not self._wire.send(client, m.encode(message)):
             self._drop(client)
 
@@ -65,6 +62,8 @@ class Endpoint:
             self._handler.on_message(client, message)
 
     def _drop(self, client: bytes) -> None:
+        if (outbox := self._outboxes.pop(client, None)) is not None:
+            outbox.close()
         if self._heard.pop(client, None) is not None:
             self._handler.on_client_lost(client)
 
@@ -77,4 +76,6 @@ class Endpoint:
 
     def close(self) -> None:
         self._sweep.cancel()
+        for outbox in self._outboxes.values():
+            outbox.close()
         self._wire.close()

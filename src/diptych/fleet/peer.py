@@ -16,9 +16,6 @@ from diptych.fleet import messages as m
 from diptych.fleet.sockets import Watch, Wire
 from diptych.types import TokenChunk
 
-GATHER_S = 0.002
-"""How long tokens of several streams may wait for one another."""
-
 Reply = TypeVar("Reply", bound=m.Message)
 
 
@@ -90,7 +87,7 @@ class Peer:
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a worker that is not there
         self._watch = Watch(socket, self._lost)
-        self._wire = Wire(socket, self._on_frames, GATHER_S)
+        self._wire = Wire(socket, self._on_frames)
         socket.connect(address)
         self._heard = 0.0
         self._beat = asyncio.create_task(self._heartbeat())

@@ -2,12 +2,6 @@
 
 A ZeroMQ descriptor signals edges, not levels: after any send or receive the socket may hold messages that no
 further edge announces. So both ends drain until empty, and look again after a send.
-
-A wake-up costs more than a token does. An end that takes tokens from many streams therefore looks by the clock,
-every ``gather_s``, while messages are dense, as a network card's driver does: what came meanwhile is taken together.
-
-    woken by each message --two within gather_s--> looks every gather_s --a look finds nothing--> woken again
-So a message after a quiet moment is taken at once, and none waits longer than ``gather_s``.
 """
 
 from __future__ import annotations
@@ -22,13 +16,8 @@ from zmq.utils.monitor import parse_monitor_message
 class Wire:
     """One socket: ``on_frames`` is called with each message's frames; :meth:`send` never blocks."""
 
-    def __init__(
-        self, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None], gather_s: float = 0.0
-    ) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None]) -> None:
         self._socket = socket
-        self._gather_s = gather_s
-        self._by_the_clock = False
-        self._took_at = 0.0
         self._closed = False
         self._receive = self._one_frame if socket.type == zmq.DEALER else self._all_frames
         self._on_frames = on_frames
@@ -50,36 +39,13 @@ class Wire:
         return True
 
     def _drain(self) -> None:
-        """A wake-up: takes all there is."""
-        if self._by_the_clock or not (taken := self._take()) or not self._gather_s:
-            return
-        now = self._loop.time()
-        dense = taken > 1 or now - self._took_at < self._gather_s
-        self._took_at = now
-        if dense and not self._closed:
-            self._by_the_clock = True
-            self._loop.remove_reader(self._fd)
-            self._loop.call_later(self._gather_s, self._look)
-
-    def _look(self) -> None:
-        """A look by the clock."""
-        if self._take():
-            self._loop.call_later(self._gather_s, self._look)
-        elif not self._closed:
-            self._by_the_clock = False
-            self._loop.add_reader(self._fd, self._drain)
-
-    def _take(self) -> int:
-        """Hands on every message that has come. How many there were."""
-        taken, receive, on_frames = 0, self._receive, self._on_frames
+        receive, on_frames = self._receive, self._on_frames
         while not self._closed:
             try:
                 frames = receive()
             except zmq.Again:
-                break
-            taken += 1
+                return
             on_frames(frames)
-        return taken
 
     def _one_frame(self) -> list[bytes]:
         """A message to a DEALER is one frame here; asking whether there are more costs four times the receiving."""

@@ -33,7 +33,6 @@ from diptych.service import ServedModel
 from diptych.startup import open_service
 from diptych.terminal import StartProgress
 
-
 GC_ALLOCATIONS = 10_000
 """New objects between two looks for cycles; Python's own 700 is a look every few hundred tokens."""
 
