@@ -49,7 +49,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     operation: str = ""
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Natural-log probability of one token, with the alternatives the request asked for."""
 
     token: int
@@ -57,7 +57,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Prepared(msgspec.Struct, frozen=True, array_like=True):
+class Prepared(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a decode engine did before its first token; comes with the first chunk.
 
     ``kv_tokens`` is the engine's own count of landed KV that it took over (0 without a handoff);
@@ -73,7 +73,7 @@ class Prepared(msgspec.Struct, frozen=True, array_like=True):
     prefill_ms: float = 0.0
 
 
-class TokenChunk(msgspec.Struct, frozen=True, array_like=True):
+class TokenChunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a decode engine yields: the tokens of one step, and on the last chunk why it ended.
 
     ``engine_ms`` on the last chunk is the engine's own time for the request, its first token's step included.

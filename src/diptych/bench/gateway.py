@@ -68,6 +68,7 @@ def _summary(by_name: dict[str, list[Cell]]) -> dict[str, Any]:
     return {
         "us_per_token": {name: round(median(c.us_per_token for c in made), 2) for name, made in by_name.items()},
         "runs": {name: [round(c.us_per_token, 2) for c in made] for name, made in by_name.items()},
+        "p99_gap_ms": {name: round(median(c.p99_gap_ms for c in made), 2) for name, made in by_name.items()},
     }
 
 

@@ -1,7 +1,7 @@
 """A decode worker whose engine is a clock: ``python -m diptych.bench.paced_engine PARENT_PID``, settings on stdin.
 
-It speaks the real worker connection and sends one token a message, at as many tokens a second as a request's seed
-says; every stream begins at its own phase, so tokens of different streams do not arrive together.
+It speaks the real worker connection and makes one token a chunk, at as many tokens a second as a request's seed
+says; every stream begins at its own phase, so tokens of different streams are not made together.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from diptych.types import Prepared, TokenChunk
 
 INSTANT = 0
 """The seed of a request whose first token leaves at once."""
+
+LONGEST_SLEEP_S = 0.0005
+"""The worker connection's own timers must not wait for the next token."""
 
 
 class PacedSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +97,7 @@ class PacedEngine:
                 continue
             wait_s = self._streams[0].due_s - time.monotonic()
             if wait_s > 0:
-                time.sleep(wait_s)  # noqa: ASYNC251
+                time.sleep(min(wait_s, LONGEST_SLEEP_S))  # noqa: ASYNC251
             self._send_due(endpoint, time.monotonic())
             await asyncio.sleep(0)
         endpoint.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ import zmq
 
 from diptych.config import Deadlines
 from diptych.fleet import messages as m
+from diptych.fleet.outbox import Outbox
 from diptych.fleet.sockets import Wire
 
 log = logging.getLogger("diptych.endpoint")
@@ -39,6 +41,7 @@ class Endpoint:
         self._loop = asyncio.get_running_loop()
         self._heard: dict[bytes, float] = {}
         self._warned: set[bytes] = set()
+        self._outboxes: dict[bytes, Outbox] = {}
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -48,6 +51,12 @@ class Endpoint:
 
     def send(self, client: bytes, message: m.FromWorker) -> None:
         """Sends; a client that is gone is dropped, which cancels its requests."""
+        outbox = self._outboxes.get(client)
+        if outbox is None:
+            outbox = self._outboxes[client] = Outbox(partial(self._send_now, client))
+        outbox.put(message)
+
+    def _send_now(self, client: bytes, message: m.FromWorker) -> None:
         if not self._wire.send(client, m.encode(message)):
             self._drop(client)
 
@@ -78,6 +87,8 @@ class Endpoint:
             log.warning("refused a message that is not ours: %s", error)
 
     def _drop(self, client: bytes) -> None:
+        if (outbox := self._outboxes.pop(client, None)) is not None:
+            outbox.close()
         if self._heard.pop(client, None) is not None:
             self._handler.on_client_lost(client)
 
@@ -90,4 +101,6 @@ class Endpoint:
 
     def close(self) -> None:
         self._sweep.cancel()
+        for outbox in self._outboxes.values():
+            outbox.close()
         self._wire.close()

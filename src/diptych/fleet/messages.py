@@ -2,7 +2,7 @@
 
     service -> prefill worker:  Hello Ping Prefill Again Cancel      <- Welcome Pong Sealed Failed
     service -> decode worker:   Hello Ping Offer Decode Canary Cancel <- Welcome Pong Offered Tokens CanaryResult
-                                                                         Failed; both: Dropped
+                                                                         Failed, or several Together; both: Dropped
     the way back (giveback.py): to prefill TakeBack Keep <- Wanted Kept; to decode GiveBack <- GivenBack
 ``id`` is the request's id; a reply carries the id of what it answers.
 """
@@ -175,12 +175,18 @@ class Kept(Message, frozen=True):
     tokens: int
 
 
-class Tokens(Message, frozen=True):
+class Tokens(Message, frozen=True, gc=False):
     """One chunk of one request; ``recomputed`` stands on the first chunk after a handoff that was given up."""
 
     id: str
     chunk: TokenChunk
     recomputed: str | None = None
+
+
+class Together(Message, frozen=True):
+    """What a worker had to say to one client at one moment, such as the tokens of all streams of one engine step."""
+
+    messages: tuple[Answer, ...]
 
 
 class CanaryResult(Message, frozen=True):
@@ -226,7 +232,8 @@ class Failed(Message, frozen=True):
 
 
 ToWorker = Hello | Ping | Prefill | Again | Offer | Decode | Canary | TakeBack | GiveBack | Keep | Cancel
-FromWorker = Welcome | Pong | Dropped | Offered | Sealed | Wanted | GivenBack | Kept | Tokens | CanaryResult | Failed
+Answer = Welcome | Pong | Dropped | Offered | Sealed | Wanted | GivenBack | Kept | Tokens | CanaryResult | Failed
+FromWorker = Answer | Together
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

@@ -16,9 +16,6 @@ from diptych.fleet import messages as m
 from diptych.fleet.sockets import Watch, Wire
 from diptych.types import TokenChunk
 
-GATHER_S = 0.001
-"""How long tokens of several streams may wait for one another."""
-
 Reply = TypeVar("Reply", bound=m.Message)
 
 
@@ -35,8 +32,9 @@ class Mailbox:
             self._lost = item
         else:
             self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def clear(self) -> None:
         """Forgets what came so far, but not that the worker was lost."""
@@ -90,12 +88,13 @@ class Peer:
         self._deadlines = deadlines
         self._on_change = on_change
         self._boxes: dict[str, Mailbox] = {}
+        self._loop = asyncio.get_running_loop()
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         socket.set_hwm(0)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues for a worker that is not there
         self._watch = Watch(socket, self._lost)
-        self._wire = Wire(socket, self._on_frames, GATHER_S)
+        self._wire = Wire(socket, self._on_frames)
         socket.connect(address)
         self._heard = 0.0
         self._beat = asyncio.create_task(self._heartbeat())
@@ -127,18 +126,22 @@ class Peer:
 
     async def ready(self, within_s: float) -> m.Welcome:
         """Waits until the worker has answered. Raises DeadlineExceeded."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + within_s
+        deadline = self._loop.time() + within_s
         while self.welcome is None:
-            if loop.time() > deadline:
+            if self._loop.time() > deadline:
                 raise DeadlineExceeded(f"{self.worker} did not answer within {within_s:g} s")
             await asyncio.sleep(0.02)
         return self.welcome
 
     def _on_frames(self, frames: list[bytes]) -> None:
-        self._heard = asyncio.get_running_loop().time()
-        message = m.decode_from_worker(frames[-1])
-        if isinstance(message, m.Welcome):
+        self._heard = self._loop.time()
+        self._on_message(m.decode_from_worker(frames[-1]))
+
+    def _on_message(self, message: m.FromWorker) -> None:
+        if isinstance(message, m.Together):
+            for one in message.messages:
+                self._on_message(one)
+        elif isinstance(message, m.Welcome):
             self._met(message)
         elif isinstance(message, m.Dropped):
             self._lost()
@@ -164,11 +167,10 @@ class Peer:
         self._on_change()
 
     async def _heartbeat(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             self._wire.send(m.encode(m.Ping() if self.alive else m.Hello()))
             await asyncio.sleep(self._deadlines.heartbeat_s if self.alive else 0.1)
-            if self.alive and loop.time() - self._heard > self._deadlines.lost_after_s:
+            if self.alive and self._loop.time() - self._heard > self._deadlines.lost_after_s:
                 self._lost()
 
     async def close(self) -> None:

@@ -2,10 +2,6 @@
 
 A ZeroMQ descriptor signals edges, not levels: after any send or receive the socket may hold messages that no
 further edge announces. So both ends drain until empty, and look again after a send.
-
-A wake-up costs more than a token does. An end that takes tokens from many streams therefore looks away for a
-moment (``gather_s``) while messages are dense, as a network card's driver does: what comes meanwhile is taken
-together. A message after a quiet moment is taken at once.
 """
 
 from __future__ import annotations
@@ -20,13 +16,9 @@ from zmq.utils.monitor import parse_monitor_message
 class Wire:
     """One socket: ``on_frames`` is called with each message's frames; :meth:`send` never blocks."""
 
-    def __init__(
-        self, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None], gather_s: float = 0.0
-    ) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None]) -> None:
         self._socket = socket
-        self._gather_s = gather_s
-        self._away = False
-        self._took_at = 0.0
+        self._closed = False
         self._receive = self._one_frame if socket.type == zmq.DEALER else self._all_frames
         self._on_frames = on_frames
         self._loop = asyncio.get_running_loop()
@@ -36,7 +28,7 @@ class Wire:
 
     def send(self, *frames: bytes) -> bool:
         """Queues a message. False when the peer is not there or cannot take more."""
-        if self._socket.closed:
+        if self._closed:
             return False
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
@@ -47,18 +39,13 @@ class Wire:
         return True
 
     def _drain(self) -> None:
-        if self._away:
-            return
-        taken = 0
-        while not self._socket.closed:
+        receive, on_frames = self._receive, self._on_frames
+        while not self._closed:
             try:
-                frames = self._receive()
+                frames = receive()
             except zmq.Again:
-                break
-            taken += 1
-            self._on_frames(frames)
-        if taken and self._gather_s and not self._socket.closed:
-            self._look_away(taken)
+                return
+            on_frames(frames)
 
     def _one_frame(self) -> list[bytes]:
         """A message to a DEALER is one frame here; asking whether there are more costs four times the receiving."""
@@ -67,24 +54,10 @@ class Wire:
     def _all_frames(self) -> list[bytes]:
         return self._socket.recv_multipart(zmq.NOBLOCK)
 
-    def _look_away(self, taken: int) -> None:
-        now = self._loop.time()
-        dense = taken > 1 or now - self._took_at < self._gather_s / 2
-        self._took_at = now
-        if dense:
-            self._away = True
-            self._loop.remove_reader(self._fd)
-            self._loop.call_later(self._gather_s, self._look_again)
-
-    def _look_again(self) -> None:
-        self._away = False
-        if not self._socket.closed:
-            self._loop.add_reader(self._fd, self._drain)
-            self._drain()
-
     def close(self) -> None:
         """Stops reading and drops what is not sent. Idempotent."""
-        if not self._socket.closed:
+        if not self._closed:
+            self._closed = True
             self._loop.remove_reader(self._fd)
             self._socket.close(linger=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import datetime
 import json
 from collections.abc import Mapping, Sequence
@@ -92,22 +93,29 @@ class TokenDecoder:
 
     def __init__(self, token_bytes: _TokenBytes) -> None:
         self._token_bytes = token_bytes
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._texts = token_bytes.texts
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._between_characters = True
 
     def push(self, token: int) -> str:
         """The text that is complete with ``token``."""
-        return self._decode(self._token_bytes[token])
+        if self._between_characters and (text := self._texts.get(token)) is not None:
+            return text
+        text = self._bytes.decode(self._token_bytes[token])
+        self._between_characters = not self._bytes.getstate()[0]
+        return text
 
     def flush(self) -> str:
         """What is left at the end: a replacement character for a character that was never completed."""
-        return self._decode(b"", True)
+        return self._bytes.decode(b"", True)
 
 
 class _TokenBytes(dict[int, bytes]):
-    """Token id -> bytes, worked out at a token's first use."""
+    """Token id -> bytes, worked out at a token's first use; ``texts`` has those that are whole characters."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
+        self.texts: dict[int, str] = {}
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._whole = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
@@ -122,6 +130,8 @@ class _TokenBytes(dict[int, bytes]):
         else:
             found = _from_byte_alphabet(text) if self._byte_level else _from_piece(text)
         self[token] = found
+        with contextlib.suppress(UnicodeDecodeError):
+            self.texts[token] = found.decode()
         return found
 
 

@@ -36,13 +36,14 @@ class Message:
 
     def parts(self, parts: Sequence[Part]) -> bytes:
         """The events of the parts of one chunk."""
-        if len(parts) == 1 and self._open == "text" and isinstance(parts[0], str):
-            return self._delta(self._text_head + to_json(parts[0]) + b"}}")
+        if len(parts) == 1:
+            return self._part(parts[0])
         return b"".join([self._part(part) for part in parts])
 
     def _part(self, part: Part) -> bytes:
         if isinstance(part, str):
-            return self._switch("text") + self._delta(self._text_head + to_json(part) + b"}}")
+            switched = b"" if self._open == "text" else self._switch("text")
+            return switched + self._delta(self._text_head + to_json(part) + b"}}")
         if isinstance(part, Reasoning):
             return self._switch("reasoning") + self._other({"reasoningContent": {"text": part.text}})
         if isinstance(part, CallBegan):
