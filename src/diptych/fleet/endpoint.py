@@ -49,7 +49,7 @@ class Endpoint:
         self._wire = Wire(socket, self._on_frames)
         self._sweep = asyncio.create_task(self._drop_silent_clients())
 
-    def send(self, client: bytes, message: m.FromWorker) -> None:
+    def send(self, client: bytes, message: m.Answer) -> None:
         """Sends; a client that is gone is dropped, which cancels its requests."""
         outbox = self._outboxes.get(client)
         if outbox is None:

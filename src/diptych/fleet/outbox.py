@@ -24,11 +24,11 @@ class Outbox:
     def __init__(self, send: Callable[[m.FromWorker], None]) -> None:
         self._send = send
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[m.FromWorker] = []
+        self._waiting: list[m.Answer] = []
         self._leaving: asyncio.Handle | None = None
         self._sent_at = -GATHER_S
 
-    def put(self, message: m.FromWorker) -> None:
+    def put(self, message: m.Answer) -> None:
         self._waiting.append(message)
         if not isinstance(message, m.Tokens) or message.chunk.prepared is not None:
             self._leave()

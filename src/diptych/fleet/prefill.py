@@ -334,5 +334,5 @@ class PrefillWorker:
         )
         self._endpoint.send(job.key[0], sealed)
 
-    def _post(self, key: Key, message: m.FromWorker) -> None:
+    def _post(self, key: Key, message: m.Answer) -> None:
         self._loop.call_soon_threadsafe(self._endpoint.send, key[0], message)

@@ -19,7 +19,7 @@ LEAST_TOKENS = 64
 TTL_S = 60.0
 
 Key = tuple[bytes, str]
-Reply = Callable[[Key, m.FromWorker], object]
+Reply = Callable[[Key, m.Answer], object]
 
 
 class _Coming(NamedTuple):

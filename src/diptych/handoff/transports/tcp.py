@@ -158,7 +158,7 @@ def _place(region: Region, box: Box, header: Header, record: Bytes) -> None:
 
 class _Channel(Conversation[BulkLink]):
     """A frame is sealed once into a buffer of its own, which is kept until the frame is acknowledged: after a cut the
-    same bytes are sent again. The window is small enough for the caches: 8 MiB reached more than 32.
+    same bytes are sent again. The window bounds what is kept; 8 and 32 MiB were not told apart by measurement.
     """
 
     window_bytes = 8 << 20
