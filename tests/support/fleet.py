@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-_ROOT = Path(__file__).parent.parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 READY_S = 240.0  # the very first start qualifies the default model
 Found = TypeVar("Found")
 
