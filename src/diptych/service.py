@@ -316,7 +316,11 @@ class Service:
             timeline.continues(life.course.continuity)
         elif life.handoff is not None and prepared.kv_tokens:
             life.handoff.ended("admitted")
-        life.first_kv = life.first_kv or life.kv(landed=prepared.kv_tokens > 0)
+        mixed = prepared.kv_tokens == 0 and prepared.cached_tokens > 0  # who computed what a slot held is not known
+        if mixed:
+            life.course.on_other_kv()
+            timeline.continues(life.course.continuity)
+        life.first_kv = life.first_kv or ("own, cached" if mixed else life.kv(landed=prepared.kv_tokens > 0))
         timeline.prepared(prepared)
         self.router.first_token(worker, life.request.id)
         if prepared.kv_tokens == 0 and not life.course.sent:

@@ -180,15 +180,14 @@ def quick(tmp_path_factory: pytest.TempPathFactory, tiny_gguf: Path) -> Iterator
 
 
 SHORT: tuple[Cell, ...] = (
-    *(("decode", phase, "kill") for phase in PHASES),
+    ("decode", "before_offer", "kill"),
+    ("decode", "admitted", "kill"),
     *(("prefill", phase, "cut") for phase in ("before_offer", "streaming", "sealed")),
     ("decode", "streaming", "cut"),
     ("decode", "decoding", "cut"),
     ("decode", "decoding", "stop"),
-    ("prefill", "streaming", "stop"),
     ("gateway", "admitted", "cut"),
     ("gateway", "decoding", "stop"),
-    ("prefill", "streaming", "kill"),
 )
 
 
