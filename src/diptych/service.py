@@ -72,6 +72,8 @@ class Life:
         self.course = Course(request, replay_tokens)
         self.kept: Kept | None = None
         self.handoff: Handoff | None = None
+        self.again = False
+        """Whether that hands over what was kept, not what was computed anew."""
         self.first_kv: str | None = None
         """How the engine that emitted the first token came by its KV, and which engine it was."""
         self.decode: m.Welcome | None = None
@@ -214,7 +216,8 @@ class Service:
         handed = None
         try:
             handed = await self._read_elsewhere(life, attempt, placement, box, timeline)
-            leg = course.leg(same_kv=life.first_kv == life.kv(landed=handed is not None))
+            kept_or_own = handed is None or life.again
+            leg = course.leg(same_kv=kept_or_own and life.first_kv == life.kv(landed=handed is not None))
             timeline.continues(course.continuity)
             box.check()
             seal = handed.seal if handed else None
@@ -247,8 +250,9 @@ class Service:
         if source is None:
             return None
         prefill, decode = self.peers[source], self.peers[chosen.decode]
-        keep, kept_id = self.settings.continuity.keep_tokens > 0, kept.id if kept else None
-        life.handoff = self.tally.begin()
+        keep = self.settings.continuity.keep_tokens > 0 and not life.course.sent  # later KV is not what was begun with
+        kept_id = kept.id if kept else None
+        life.handoff, life.again = self.tally.begin(), kept is not None
         try:
             handed = await hand_over(
                 prefill, decode, box, attempt, request.prompt, self.settings.deadlines, keep=keep, kept=kept_id
@@ -261,7 +265,7 @@ class Service:
         timeline.handed_over(handed)
         if kept is None:
             self.router.read(source, request, handed.cached_tokens, handed.compute_ms / 1e3)
-            if keep and prefill.welcome is not None and not life.course.sent:
+            if keep and prefill.welcome is not None:
                 self._let_go(life)
                 life.kept = Kept(source, prefill.welcome.instance, attempt)
         return handed
@@ -330,7 +334,11 @@ class Service:
             timeline.continues(life.course.continuity)
         elif life.handoff is not None and prepared.kv_tokens:
             life.handoff.ended("admitted")
-        life.first_kv = life.first_kv or life.kv(landed=prepared.kv_tokens > 0)
+        mixed = prepared.kv_tokens == 0 and prepared.cached_tokens > 0  # who computed what a slot held is not known
+        if mixed:
+            life.course.on_other_kv()
+            timeline.continues(life.course.continuity)
+        life.first_kv = life.first_kv or ("own, cached" if mixed else life.kv(landed=prepared.kv_tokens > 0))
         timeline.prepared(prepared)
         self.router.first_token(worker, life.request.id)
         if prepared.kv_tokens == 0 and not life.course.sent:

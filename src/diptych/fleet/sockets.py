@@ -32,11 +32,13 @@ class Wire:
             return False
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+            sent = True
         except zmq.ZMQError:  # EAGAIN: no peer or full; EHOSTUNREACH: that identity is gone
-            return False
+            sent = False
+        # a send that failed has taken the edge as well: the client may be back under another identity
         if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._loop.call_soon(self._drain)
-        return True
+        return sent
 
     def _drain(self) -> None:
         receive, on_frames = self._receive, self._on_frames
