@@ -199,8 +199,9 @@ class Service:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens of prompt and output that every decode worker has room for."""
-        return min(worker.ctx_per_request for worker in self.settings.decode)
+        """Tokens of prompt and output that the models read and every decode worker has room for."""
+        slots = min(worker.ctx_per_request for worker in self.settings.decode)
+        return min([slots, *(model.context_tokens for model in self._models)])
 
     async def _attempt(self, life: Life, placement: Placement, timeline: Timeline) -> AsyncGenerator[TokenChunk, None]:
         """What the client has not got yet, by one placement. The router hears of its beginning and its end.

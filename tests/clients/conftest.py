@@ -39,7 +39,7 @@ def _nothing_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pyt
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder: Path = tmp_path_factory.mktemp("fleet")
-    running = Fleet(folder, _SETTINGS, _KEYS, key=API_KEY)
+    running = Fleet(folder, _SETTINGS, gateway=_KEYS, key=API_KEY)
     yield running
     running.stop()
 

@@ -55,7 +55,7 @@ def served_model(model: ModelBundle, settings: FleetSettings) -> ServedModel:
     return ServedModel(
         id=model.id,
         aliases=model.aliases,
-        context_tokens=min(worker.ctx_per_request for worker in settings.decode),
+        context_tokens=min(model.context_tokens, *(worker.ctx_per_request for worker in settings.decode)),
         created=int(time.time()),
         chat=ChatFormat.load(model),
     )
