@@ -65,7 +65,7 @@ async def serve(spec: GatewaySpec) -> None:
     limits = Limits(body_bytes=listen.max_body_mb * 1_000_000)
     tls = certificates(cache_folder("tls"), listen.host, listen.region) if listen.tls else None
     app = build_app(service, limits, listen.region, keys)
-    server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls))
+    server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls), service.drain)
     scheme = "https" if tls else "http"
 
     def ready(port: int) -> None:

@@ -66,7 +66,9 @@ class _Granian(GranianServer):
 class GatewayServer:
     """A gateway that listens from :meth:`bind` on and answers while :meth:`serve` runs."""
 
-    def __init__(self, app: GatewayApp, listen: Listen) -> None:
+    def __init__(self, app: GatewayApp, listen: Listen, on_stop: Callable[[], None] = lambda: None) -> None:
+        """``on_stop`` is called when it stops accepting, before it waits for what it still answers."""
+        self._on_stop = on_stop
         self._app = app
         self._listen = listen
         self._stop = asyncio.Event()
@@ -111,6 +113,7 @@ class GatewayServer:
         await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
+        self._on_stop()
         await self._app.gateway.in_flight.stop(self._listen.grace_s)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, self._listen.grace_s)
