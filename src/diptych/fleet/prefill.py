@@ -7,6 +7,7 @@ engine:            next_turn -> one chunk -> ... -> last chunk ^
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import threading
@@ -25,6 +26,8 @@ from diptych.fleet.turns import next_turn
 from diptych.handoff import transports
 from diptych.handoff.ticket import verify
 from diptych.handoff.writer import Writer
+
+log = logging.getLogger("diptych.prefill")
 
 Steps = Callable[[Sequence[int], KVSink], Generator[int, None, int]]
 
@@ -118,6 +121,7 @@ class PrefillWorker:
         try:
             job = self._job((client, message.id), message)
         except HandoffError as exc:
+            log.warning("refused: %s", exc)
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
         with self._work:
