@@ -119,6 +119,11 @@ class Service:
         self.returned = GiveBack(router.keeps)
         self.tally = Tally()
         self._models = models
+        self._draining = False
+
+    def drain(self) -> None:
+        """The gateway is about to end, and its workers may be too: nobody waits for one to come back any more."""
+        self._draining = True
 
     @property
     def recomputed(self) -> Counter[str]:
@@ -167,7 +172,7 @@ class Service:
                 without = [worker for worker, until in life.avoid.items() if now < until]
                 return self.router.place(life.request, without=without, only=only)
             except WorkerLost:
-                if now >= patient_until:
+                if now >= patient_until or self._draining:
                     raise
             await asyncio.sleep(LOOK_S)
 

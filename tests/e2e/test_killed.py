@@ -21,6 +21,7 @@ NUMBERS = range(20)
 WORDS, OUTPUT = 40, 150
 CLIENTS = 6
 WITHIN_S = 5.0
+RESUMED_S = 25.0  # a stream waits for its decode worker to be started again
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def kill_under_load(fleet: Fleet, references: dict[int, Reference], name: str) -
         )
     for asked in load.done:
         check(asked, references, gateway_lost=name == "gateway")
-        assert asked.silence < WITHIN_S, f"nothing came for {asked.silence:.1f} s: {asked}"
+        within_s = WITHIN_S if name in {"prefill-0", "gateway"} else RESUMED_S
+        assert asked.silence < within_s, f"nothing came for {asked.silence:.1f} s: {asked}"
     return load.done
 
 

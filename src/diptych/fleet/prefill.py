@@ -9,6 +9,7 @@ nor the engine waits for a connection.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import threading
@@ -32,6 +33,8 @@ from diptych.fleet.turns import next_turn
 from diptych.handoff.landing import Landing
 from diptych.handoff.ticket import Ticket, verify
 from diptych.handoff.writer import Writer
+
+log = logging.getLogger("diptych.prefill")
 
 Steps = Callable[[Sequence[int], KVSink], Generator[int, None, int]]
 
@@ -195,6 +198,7 @@ class PrefillWorker:
                 return
             job.writer = self._writer(ticket)
         except HandoffError as exc:
+            log.warning("refused: %s", exc)
             self._endpoint.send(client, m.Failed.of(message.id, exc))
             return
         self._add(job)

@@ -79,7 +79,7 @@ async def serve(spec: GatewaySpec) -> None:
         invocation_log=InvocationLog(listen.invocation_log) if listen.invocation_log else None,
     )
     app = build_app(service, limits, listen.region, keys, features)
-    server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls))
+    server = GatewayServer(app, Listen(listen.host, listen.port, tls=tls), service.drain)
     scheme = "https" if tls else "http"
 
     def ready(port: int) -> None:

@@ -67,7 +67,9 @@ class _Granian(GranianServer):
 class GatewayServer:
     """A gateway that listens from :meth:`bind` on and answers while :meth:`serve` runs."""
 
-    def __init__(self, app: GatewayApp, listen: Listen) -> None:
+    def __init__(self, app: GatewayApp, listen: Listen, on_stop: Callable[[], None] = lambda: None) -> None:
+        """``on_stop`` is called when it stops accepting, before it waits for what it still answers."""
+        self._on_stop = on_stop
         self._app = app
         self._listen = listen
         self._stop = asyncio.Event()
@@ -123,6 +125,7 @@ class GatewayServer:
             door.stop_accepting()
         for server in servers:
             server.stop()  # type: ignore[no-untyped-call]  # granian has no annotation there
+        self._on_stop()
         await self._app.gateway.in_flight.stop(self._listen.grace_s)
         _, unfinished = await asyncio.wait(serving, timeout=self._listen.grace_s)
         for task in unfinished:

@@ -127,7 +127,7 @@ class Faulty(Landed):
         self.tokens, self.rows = landed.tokens, landed.rows
         self._directory, self._fault = Path(engine._settings.slot_dir), fault
         if fault == "count":
-            self.tokens -= 1
+            self.tokens += 1
 
     def admit(self, blocks: Sequence[Bytes]) -> None:
         super().admit(blocks)
@@ -159,6 +159,24 @@ class TestRefusal:
             await until_free(engine)
             # the server lives, and what the failed attempt touched is not used
             assert (await answer(engine, prompt)).tokens == alone.tokens
+
+    async def test_kv_of_a_part_of_the_prompt_is_taken_over(
+        self, engine: LlamaCppDecode, prompt: tuple[int, ...]
+    ) -> None:
+        """Where a lost worker's stream goes on: its prompt's KV lands, what was emitted since is computed here."""
+        alone = await answer(engine, prompt)
+        landed = Landed(await engine.export_rows(prompt))
+        chunks = [
+            chunk
+            async for chunk in engine.decode(
+                "r", (*prompt, *alone.tokens[:6]), landed, Sampling(max_tokens=10, temperature=0, ignore_eos=True)
+            )
+        ]
+        assert chunks[0].prepared is not None
+        assert chunks[0].prepared.kv_tokens == len(prompt) - 1
+        tokens = [token for chunk in chunks for token in chunk.tokens]
+        parted = next((i for i, token in enumerate(tokens) if token != alone.tokens[6 + i]), None)
+        assert parted is None or alone.gap(6 + parted) < 0.5
 
     async def test_without_the_servers_own_count_nothing_is_yielded(
         self, engine: LlamaCppDecode, prompt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
