@@ -13,16 +13,14 @@ import pytest
 import pytest_asyncio
 
 from diptych import config
-from diptych.config import DecodeSettings, FleetSettings, ModelSettings, PrefillSettings
+from diptych.config import DecodeSettings, FaultSettings, FleetSettings, HandoffSettings, ModelSettings, PrefillSettings
 from diptych.engines.emulated.decode import EmulatedDecode
 from diptych.engines.emulated.prefill import EmulatedPrefill
 from diptych.errors import EngineError
 from diptych.fleet import canary_prompts
 from diptych.fleet.decode import DecodeWorker
 from diptych.fleet.prefill import PrefillWorker
-from diptych.handoff import transports
 from diptych.handoff.landing import Landing
-from diptych.handoff.transports import fault
 from diptych.service import Service
 from diptych.serving import find_model
 from support.inprocess import ALONE, PAIR, SECRET, Output, Workers, generate, running_service, service_over
@@ -51,23 +49,19 @@ async def chips(tiny_gguf: Path) -> AsyncGenerator[Service, None]:
 
 
 @asynccontextmanager
-async def here(settings: FleetSettings, folder: Path, faults: fault.Faults | None = None) -> AsyncGenerator[Service]:
-    """Both workers on this loop, with a transport that does ``faults``; qualified with one that does none."""
+async def here(settings: FleetSettings, folder: Path, faults: FaultSettings | None = None) -> AsyncGenerator[Service]:
+    """Both workers on this loop, with a transport that does ``faults``; canaries are left alone."""
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="diptych-test-") as shared:
         workers = Workers(find_model(settings), settings, Path(shared))
         engine = EmulatedDecode(workers.bundle, settings.decode[0])
         workers.landing = Landing(Path(shared), settings.decode[0].landing_mb << 20, receiver="decode-0")
         decode = DecodeWorker(engine, workers.landing, settings.decode[0], settings.deadlines, SECRET)
-        prefill = PrefillWorker(
-            EmulatedPrefill(workers.bundle, settings.prefill[0]), settings.prefill[0], settings.deadlines, SECRET
-        )
+        reads, on_the_way = settings.prefill[0], HandoffSettings(fault=faults)
+        prefill = PrefillWorker(EmulatedPrefill(workers.bundle, reads), reads, settings.deadlines, SECRET, on_the_way)
         for name, worker in (("decode-0", decode), ("prefill-0", prefill)):
             workers._tasks.append(asyncio.create_task(worker.serve(workers.addresses[name], workers._stop)))
         try:
             async with service_over(workers, folder) as service:
-                if faults is not None:
-                    broken = fault.Transport(transports.load("shm", SECRET).transport, faults, seed=4)
-                    prefill._transports["shm"] = transports.Sender(broken)
                 yield service
                 assert workers.landing.used_bytes == 0, "every region was freed"
         finally:
@@ -116,7 +110,7 @@ async def test_64_at_once(chips: Service) -> None:
 
 
 async def test_a_byte_flipped_on_the_way_is_recomputed(tiny_gguf: Path, tmp_path: Path) -> None:
-    async with here(settings_of(tiny_gguf), tmp_path, fault.Faults(flip=0.02)) as service:
+    async with here(settings_of(tiny_gguf), tmp_path, FaultSettings(seed=4, flip=0.02)) as service:
         recomputed = 0
         for seed in range(30):
             prompt = prompt_of(service, 300, seed)

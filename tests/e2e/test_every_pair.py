@@ -58,6 +58,8 @@ async def test_tiny(tiny_gguf: Path) -> None:
         await every_pair(service, [2, 40, 300, 700])
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 async def test_the_default_model() -> None:
     async with running_service(all_engines(DEFAULT_MODEL, 1024)) as service:
         await every_pair(service, [200])
