@@ -86,8 +86,8 @@ def strike(fleet: Fleet, numbers: range, least: int) -> dict[int, Asked]:
     pids = {name: fleet.pid(name) for name, one in fleet.health()["workers"].items() if one["role"] == "decode"}
     streams = Streams(fleet.url, numbers)
     until(lambda: min(streams.seen.values()) >= least, 30, "every stream runs")
-    running = [record["decode"] for record in fleet.records(len(numbers)) if record["status"] == "running"]
-    os.kill(pids[max(set(running), key=running.count)], signal.SIGKILL)
+    workers = [record["decode"] for record in fleet.records(len(numbers))]
+    os.kill(pids[max(set(workers), key=workers.count)], signal.SIGKILL)
     return streams.join()
 
 
