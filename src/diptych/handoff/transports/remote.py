@@ -11,6 +11,7 @@ connection.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -72,6 +73,7 @@ class RemoteTransport:
         self._key, self._mover, self._links = key, mover, Links(Link)
         self._peers: dict[str, Any] = {}
         self._spare: list[Bytes] = []
+        self._lock = threading.Lock()  # of the spare ones: every handoff has a thread
 
     def open_channel(self, ticket: Ticket) -> _Channel:
         place = msgspec.json.decode(ticket.address, type=Place)
@@ -85,14 +87,16 @@ class RemoteTransport:
 
     def take_buffer(self, needed: int) -> Bytes:
         """A registered buffer; nobody else's until it is given back."""
-        if self._spare and self._spare[-1].nbytes >= needed:
-            return self._spare.pop()
+        with self._lock:
+            if self._spare and self._spare[-1].nbytes >= needed:
+                return self._spare.pop()
         made = np.empty(max(needed, FRAME_BYTES), np.uint8)
         self._mover.register(made)
         return made
 
     def give_buffer(self, buffer: Bytes) -> None:
-        self._spare.append(buffer)
+        with self._lock:
+            self._spare.append(buffer)
 
     @property
     def mover(self) -> Mover:
