@@ -649,8 +649,18 @@ class SlowPops(list):  # type: ignore[type-arg]
 
 
 class NoMover:
+    """Its transfers are done, or fail, when the test says so."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, bool] = {}
+
     def register(self, memory: np.ndarray) -> None:
         pass
+
+    def done(self, handle: str) -> bool:
+        if handle in self.ends and not self.ends.pop(handle):
+            raise WorkerLost(handle)
+        return handle == "ends well"
 
     def close(self) -> None:
         pass
@@ -683,3 +693,21 @@ def test_a_buffer_is_given_to_one_writer_at_a_time_and_is_large_enough() -> None
         thread.join()
     owner.close()
     assert wrong == []
+
+
+def test_a_buffer_whose_transfer_was_left_alone_is_not_anothers_before_its_end() -> None:
+    """A writer that gives up does not stop the library, which reads the buffer's memory as long as it likes."""
+    mover = NoMover()
+    owner = remote.RemoteTransport(KEY, mover)  # type: ignore[arg-type]  # what it has is what is used
+    first, second = owner.take_buffer(10), owner.take_buffer(10)
+    owner.leave([("ends well later", first), ("fails", second)])
+    mover.ends["fails"] = False
+    third = owner.take_buffer(10)
+    assert third is not first
+    assert third is not second
+    assert mover.ends == {}, "its end was not looked at"
+    owner._left = [("ends well", buffer) for _, buffer in owner._left]
+    assert owner.take_buffer(10) is first
+    assert all(owner.take_buffer(10) is not used for used in (first, second, third))
+    assert any(buffer is second for buffer in owner._made), "registered memory was freed"
+    owner.close()
