@@ -22,7 +22,20 @@ from diptych.handoff.contract import KVForm
 from diptych.handoff.landing import Landing
 from diptych.handoff.seal import Seal
 from diptych.handoff.ticket import Ticket, sign
-from diptych.handoff.transports import Door, Sender, bulk, choose, fault, link, load, open_door, records, tcp, wire
+from diptych.handoff.transports import (
+    Door,
+    Sender,
+    bulk,
+    choose,
+    fault,
+    link,
+    load,
+    open_door,
+    records,
+    remote,
+    tcp,
+    wire,
+)
 
 from .conftest import buffers, chunks, kv
 
@@ -622,3 +635,79 @@ def test_names_and_choice() -> None:
     with pytest.raises(ConfigError, match="no transport in common"):
         choose(["shm"], ["tcp"])
     assert issubclass(StaleWrite, HandoffError)
+
+
+# Remote writes' own
+
+
+class SlowPops(list):  # type: ignore[type-arg]
+    """A list in which every thread meets every other between looking and taking."""
+
+    def pop(self, *where: int) -> object:  # type: ignore[override]
+        time.sleep(0.001)
+        return super().pop(*where)
+
+
+class NoMover:
+    """Its transfers are done, or fail, when the test says so."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, bool] = {}
+
+    def register(self, memory: np.ndarray) -> None:
+        pass
+
+    def done(self, handle: str) -> bool:
+        if handle in self.ends and not self.ends.pop(handle):
+            raise WorkerLost(handle)
+        return handle == "ends well"
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_buffer_is_given_to_one_writer_at_a_time_and_is_large_enough() -> None:
+    owner = remote.RemoteTransport(KEY, NoMover())  # type: ignore[arg-type]  # what it has is what is used
+    owner._spare = SlowPops()
+    in_use: set[int] = set()
+    wrong: list[str] = []
+
+    def writer(number: int) -> None:
+        needed = remote.FRAME_BYTES + (number % 2) * 64  # two sizes: what is looked at must be what is taken
+        try:
+            for _ in range(20):
+                buffer = owner.take_buffer(needed)
+                if id(buffer) in in_use or buffer.nbytes < needed:
+                    wrong.append(f"{number}: {buffer.nbytes} bytes for {needed}")
+                in_use.add(id(buffer))
+                time.sleep(0)
+                in_use.discard(id(buffer))
+                owner.give_buffer(buffer)
+        except IndexError as error:
+            wrong.append(f"{number}: {error}")
+
+    threads = [threading.Thread(target=writer, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    owner.close()
+    assert wrong == []
+
+
+def test_a_buffer_whose_transfer_was_left_alone_is_not_anothers_before_its_end() -> None:
+    """A writer that gives up does not stop the library, which reads the buffer's memory as long as it likes."""
+    mover = NoMover()
+    owner = remote.RemoteTransport(KEY, mover)  # type: ignore[arg-type]  # what it has is what is used
+    first, second = owner.take_buffer(10), owner.take_buffer(10)
+    owner.leave([("ends well later", first), ("fails", second)])
+    mover.ends["fails"] = False
+    third = owner.take_buffer(10)
+    assert third is not first
+    assert third is not second
+    assert mover.ends == {}, "its end was not looked at"
+    owner._left = [("ends well", buffer) for _, buffer in owner._left]
+    assert owner.take_buffer(10) is first
+    assert all(owner.take_buffer(10) is not used for used in (first, second, third))
+    assert any(buffer is second for buffer in owner._made), "registered memory was freed"
+    owner.close()

@@ -30,7 +30,10 @@ class Door(RemoteDoor):
 
 
 class MooncakeMover:
-    """One engine, met by host and port without a metadata server."""
+    """One engine, met by host and port without a metadata server.
+
+    Transfers start at once and run beside each other; only the waiting for their ends, which blocks, has a thread.
+    """
 
     def __init__(self, host: str, protocol: str) -> None:
         self._engine: Any = TransferEngine()
@@ -38,7 +41,7 @@ class MooncakeMover:
             raise ConfigError(f"Mooncake cannot use protocol {protocol} on this machine")
         self._peer = f"{host}:{self._engine.get_rpc_port()}"
         self._registered: list[int] = []
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="mooncake")
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="mooncake")
 
     def expose(self, memory: Bytes) -> str:
         self.register(memory)
@@ -54,7 +57,10 @@ class MooncakeMover:
 
     def write(self, peer: str, runs: Sequence[Run]) -> Future[int]:
         here, there, sizes = (list(column) for column in zip(*runs, strict=True))
-        return self._worker.submit(self._engine.batch_transfer_sync_write, peer, here, there, sizes)
+        batch = self._engine.batch_transfer_async_write(peer, here, there, sizes)
+        if not batch:
+            raise WorkerLost(f"Mooncake cannot write to {peer}")
+        return self._waiter.submit(self._engine.get_batch_transfer_status, [batch])
 
     def done(self, handle: Future[int]) -> bool:
         if not handle.done():
@@ -64,7 +70,7 @@ class MooncakeMover:
         return True
 
     def close(self) -> None:
-        self._worker.shutdown()
+        self._waiter.shutdown()
         for address in self._registered:
             self._engine.unregister_memory(address)
         self._registered.clear()

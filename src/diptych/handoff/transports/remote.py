@@ -11,14 +11,15 @@ connection.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
-from diptych.errors import StaleWrite
+from diptych.errors import StaleWrite, WorkerLost
 from diptych.handoff.landing import Landing
 from diptych.handoff.region import Bytes, Region
 from diptych.handoff.ticket import Ticket, sign
@@ -32,6 +33,9 @@ _ANNOUNCE_S = 0.1
 
 Run = tuple[int, int, int]
 """(local address, remote address, bytes)."""
+
+Flying = tuple[Any, Bytes]
+"""A transfer's handle, and the buffer that the library reads until it is done."""
 
 
 class Mover(Protocol):
@@ -71,7 +75,10 @@ class RemoteTransport:
     def __init__(self, key: bytes, mover: Mover) -> None:
         self._key, self._mover, self._links = key, mover, Links(Link)
         self._peers: dict[str, Any] = {}
+        self._made: list[Bytes] = []  # what is registered is not freed, whatever became of its last transfer
         self._spare: list[Bytes] = []
+        self._left: list[Flying] = []
+        self._lock = threading.Lock()  # of the three lists: every handoff has a thread
 
     def open_channel(self, ticket: Ticket) -> _Channel:
         place = msgspec.json.decode(ticket.address, type=Place)
@@ -85,14 +92,34 @@ class RemoteTransport:
 
     def take_buffer(self, needed: int) -> Bytes:
         """A registered buffer; nobody else's until it is given back."""
-        if self._spare and self._spare[-1].nbytes >= needed:
-            return self._spare.pop()
+        with self._lock:
+            self._left = [flying for flying in self._left if not self._ended(flying)]
+            if self._spare and self._spare[-1].nbytes >= needed:
+                return self._spare.pop()
         made = np.empty(max(needed, FRAME_BYTES), np.uint8)
         self._mover.register(made)
+        with self._lock:
+            self._made.append(made)
         return made
 
     def give_buffer(self, buffer: Bytes) -> None:
+        with self._lock:
+            self._spare.append(buffer)
+
+    def leave(self, flying: Iterable[Flying]) -> None:
+        """Transfers that nobody waits for any more: the library may read their buffers until they are done."""
+        with self._lock:
+            self._left += flying
+
+    def _ended(self, flying: Flying) -> bool:
+        handle, buffer = flying
+        try:
+            if not self._mover.done(handle):
+                return False
+        except WorkerLost:
+            return True
         self._spare.append(buffer)
+        return True
 
     @property
     def mover(self) -> Mover:
@@ -133,7 +160,7 @@ class _Channel(Conversation[Link]):
         self._filled = 0
         self._entries: list[wire.Entry] = []
         self._runs: list[Run] = []
-        self._flying: dict[int, tuple[Any, Bytes]] = {}
+        self._flying: dict[int, Flying] = {}
         self._landed: list[int] = []
         self._placed: dict[int, wire.Placed] = {}
         self._announced = time.monotonic()
@@ -178,18 +205,22 @@ class _Channel(Conversation[Link]):
             time.sleep(_POLL_S)
 
     def close(self) -> None:
-        """A transfer that is still under way keeps its buffer, which is then never used again."""
         super().close()
+        self._owner.leave(self._flying.values())
+        self._flying.clear()
         if self._buffer is not None:
             self._owner.give_buffer(self._buffer)
             self._buffer = None
 
     def _land(self) -> None:
-        for seq, (handle, buffer) in list(self._flying.items()):
+        """An error ends a transfer, and is told once: the library frees the handle with it."""
+        for seq in list(self._flying):
+            handle, buffer = self._flying.pop(seq)
             if self._owner.mover.done(handle):
-                del self._flying[seq]
                 self._owner.give_buffer(buffer)
                 self._landed.append(seq)
+            else:
+                self._flying[seq] = (handle, buffer)
 
     def _announce(self) -> None:
         for seq in self._landed:
