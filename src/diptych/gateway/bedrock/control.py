@@ -10,6 +10,7 @@ import msgspec
 
 from diptych.errors import InvalidRequest
 from diptych.gateway.catalog import bare_id, find_model
+from diptych.gateway.intake import natural
 from diptych.gateway.ports import ServedModel
 
 ACCOUNT = "000000000000"
@@ -85,9 +86,10 @@ def provider_of(name: str) -> str:
 
 def page(token: str, size: str) -> tuple[int, int]:
     """(start, size) of a page of a list. Raises InvalidRequest."""
-    if not (token.isdecimal() and size.isdecimal() and 1 <= int(size) <= 1000):
+    start, most = natural(token), natural(size)
+    if start is None or most is None or not 1 <= most <= 1000:
         raise InvalidRequest("maxResults must be a number from 1 to 1000, and nextToken one that was given.")
-    return int(token), int(size)
+    return start, most
 
 
 def matching(summaries: Sequence[dict[str, Any]], filters: dict[str, str]) -> list[dict[str, Any]]:
