@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -57,7 +58,7 @@ class Plane(msgspec.Struct, frozen=True):
         profile_id = f"{self.geography}.{name}"
         created = datetime.fromtimestamp(model.created, UTC).isoformat()
         return {
-            "inferenceProfileName": f"{self.geography.upper()} {self.summary(name)['modelName']}",
+            "inferenceProfileName": f"{self.geography.upper()} {_plain(self.summary(name)['modelName'])}",
             "description": f"Routes requests to {name}.",
             "createdAt": created,
             "updatedAt": created,
@@ -82,6 +83,11 @@ class Plane(msgspec.Struct, frozen=True):
 def provider_of(name: str) -> str:
     """The provider that an id names, or ours."""
     return _PROVIDERS.get(name.partition(".")[0], "Diptych") if "." in name else "Diptych"
+
+
+def _plain(name: str) -> str:
+    """The name in the characters that a profile's may have, which are fewer than a model's."""
+    return re.sub(r"[^0-9a-zA-Z]+", "-", name).strip("-")
 
 
 def page(token: str, size: str) -> tuple[int, int]:
