@@ -1,4 +1,4 @@
-"""Requests made from our shapes of OpenAI's and Anthropic's APIs: an answer that their clients' types read, or a 4xx."""
+"""Requests made from our shapes of OpenAI's and Anthropic's APIs: an answer that their clients read, or a 4xx."""
 
 from __future__ import annotations
 

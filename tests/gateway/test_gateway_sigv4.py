@@ -251,7 +251,10 @@ def with_change(sent: Sent, place: tuple[str, int, int], draw: random.Random) ->
     return sent._replace(headers=tuple(headers))
 
 
-@pytest.mark.parametrize(("signatures", "changes"), [(1000, 8), pytest.param(1000, 0, marks=pytest.mark.soak)])
+LONG = (pytest.mark.soak, pytest.mark.timeout(1800))
+
+
+@pytest.mark.parametrize(("signatures", "changes"), [(1000, 8), pytest.param(1000, 0, marks=LONG)])
 def test_botocores_signatures_are_admitted_and_every_one_byte_change_is_refused(signatures: int, changes: int) -> None:
     """``changes`` of each are tried; 0 stands for all of them."""
     draw = random.Random(11)

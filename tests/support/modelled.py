@@ -121,7 +121,7 @@ _WRONG: dict[str, list[Any]] = {
 def wrongs(place: Place) -> list[tuple[str, Any]]:
     """What would be wrong there: (kind, value). None stands for the member's absence."""
     shape, known, value = place.shape, place.shape.metadata, place.holder[place.key]
-    found = [("type", wrong) for wrong in _WRONG.get(shape.type_name, [])]
+    found = [("type", wrong) for wrong in _WRONG.get(shape.type_name, []) if not known.get("document")]
     if place.outer.type_name == "structure" and place.key in place.outer.required_members:
         found.append(("missing", None))
     if "enum" in known:
@@ -144,7 +144,7 @@ def wrongs(place: Place) -> list[tuple[str, Any]]:
 def spoiled(body: Any, shape: Any, choose: Callable[[list[Any]], Any]) -> tuple[Any, str]:
     """The body with one thing wrong, and what that is."""
     body = copy.deepcopy(body)
-    place = choose(list(places(body, shape)))
+    place = choose([place for place in places(body, shape) if wrongs(place)])
     kind, wrong = choose(wrongs(place))
     if wrong is None:
         del place.holder[place.key]
