@@ -242,3 +242,19 @@ async def test_fields_reach_the_service(client: httpx.AsyncClient, service: Scri
         assert sampling.json_schema == '{"type":"object"}'
         assert request.latency == "optimized"
     assert service.requests[1].sampling.presence_penalty == 0.25
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "²", "-1", "1e3", ""])
+@pytest.mark.parametrize(
+    "path", ["/guardrails?maxResults=", "/inference-profiles?nextToken=", "/diptych/requests?limit="]
+)
+async def test_an_odd_number_in_a_query_is_refused(client: httpx.AsyncClient, path: str, number: str) -> None:
+    answer = await client.get(path + number)
+    assert answer.status_code == 400
+
+
+async def test_a_counted_body_that_is_not_base64_is_refused(client: httpx.AsyncClient) -> None:
+    for body in ("é", "a", "%"):
+        answer = await client.post("/model/tiny/count-tokens", json={"input": {"invokeModel": {"body": body}}})
+        assert answer.status_code == 400
+        assert "not valid Base64" in answer.json()["message"]

@@ -201,3 +201,14 @@ async def test_openai_refuses(client: httpx.AsyncClient, change: dict[str, Any],
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], **change}
     answer = await client.post("/v1/chat/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("choice", [{}, {"auto": {}, "any": {}}, {"any": {}, "tool": {"name": "f"}}])
+async def test_a_choice_is_exactly_one(client: httpx.AsyncClient, choice: dict[str, Any]) -> None:
+    tool = {"toolSpec": {"name": "f", "inputSchema": {"json": {}}}}
+    body = {"messages": [{"role": "user", "content": [{"text": "say hi"}]}]}
+    answer = await client.post(
+        "/model/tiny/converse", json={**body, "toolConfig": {"tools": [tool], "toolChoice": choice}}
+    )
+    assert answer.status_code == 400
+    assert "exactly one" in answer.json()["message"]

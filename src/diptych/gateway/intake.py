@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TypeVar
 
 import msgspec
@@ -22,8 +23,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The whole body. Raises BodyTooLarge, BodyTimeout, or ClientDisconnect when the client has left."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limits.body_bytes:
+    declared = natural(request.headers.get("content-length", ""))
+    if declared is not None and declared > limits.body_bytes:
         raise _too_large(limits)
     try:
         async with asyncio.timeout(limits.body_timeout_s):
@@ -32,6 +33,17 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise BodyTimeout(
             f"The request body did not arrive within {limits.body_timeout_s:g} s. Send it again as a whole."
         ) from None
+
+
+_NATURAL = re.compile(r"[0-9]{1,18}")
+
+
+def natural(text: str) -> int | None:
+    """A number that a client wrote out, of at most 18 digits; None for anything else.
+
+    ``int`` alone raises for thousands of digits, and ``str.isdigit`` passes what it cannot read, such as "²".
+    """
+    return int(text) if _NATURAL.fullmatch(text) else None
 
 
 async def _collect(request: Request, limits: Limits) -> bytes:

@@ -6,6 +6,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from diptych.errors import InvalidRequest
+from diptych.gateway.intake import natural
 from diptych.gateway.metrics import CONTENT_TYPE
 from diptych.gateway.openai.failures import error_response
 from diptych.gateway.refusals import NotFound
@@ -46,9 +47,10 @@ async def usage(call: Call) -> Response:
 
 async def list_records(call: Call) -> Response:
     asked = call.http.query_params.get("limit", "50")
-    if not asked.isdecimal() or not 1 <= int(asked) <= _MOST_RECORDS:
+    limit = natural(asked)
+    if limit is None or not 1 <= limit <= _MOST_RECORDS:
         raise InvalidRequest(f"'limit' is '{asked}'; it must be a number from 1 to {_MOST_RECORDS}.")
-    return json_response({"requests": call.gateway.service.records(int(asked))}, call.id)
+    return json_response({"requests": call.gateway.service.records(limit)}, call.id)
 
 
 async def get_record(call: Call) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import secrets
 from base64 import b64decode
@@ -94,7 +93,7 @@ def _short_term(keys: Keys, token: str) -> Key:
     """A short-term key is a presigned request, good for at most twelve hours."""
     try:
         url = b64decode(token.removeprefix(_SHORT_TERM), validate=True).decode("ascii")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not Base64, or not ASCII before or after it
         raise BAD_KEY from None
     host, _, raw_query = url.partition("/?")
     query = _pairs(raw_query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 
 from diptych.errors import InvalidRequest
 from diptych.gateway.catalog import bare_id, find_model
+from diptych.gateway.intake import natural
 from diptych.gateway.ports import ServedModel
 
 ACCOUNT = "000000000000"
@@ -56,7 +58,7 @@ class Plane(msgspec.Struct, frozen=True):
         profile_id = f"{self.geography}.{name}"
         created = datetime.fromtimestamp(model.created, UTC).isoformat()
         return {
-            "inferenceProfileName": f"{self.geography.upper()} {self.summary(name)['modelName']}",
+            "inferenceProfileName": f"{self.geography.upper()} {_plain(self.summary(name)['modelName'])}",
             "description": f"Routes requests to {name}.",
             "createdAt": created,
             "updatedAt": created,
@@ -83,11 +85,17 @@ def provider_of(name: str) -> str:
     return _PROVIDERS.get(name.partition(".")[0], "Diptych") if "." in name else "Diptych"
 
 
+def _plain(name: str) -> str:
+    """The name in the characters that a profile's may have, which are fewer than a model's."""
+    return re.sub(r"[^0-9a-zA-Z]+", "-", name).strip("-")
+
+
 def page(token: str, size: str) -> tuple[int, int]:
     """(start, size) of a page of a list. Raises InvalidRequest."""
-    if not (token.isdecimal() and size.isdecimal() and 1 <= int(size) <= 1000):
+    start, most = natural(token), natural(size)
+    if start is None or most is None or not 1 <= most <= 1000:
         raise InvalidRequest("maxResults must be a number from 1 to 1000, and nextToken one that was given.")
-    return int(token), int(size)
+    return start, most
 
 
 def matching(summaries: Sequence[dict[str, Any]], filters: dict[str, str]) -> list[dict[str, Any]]:

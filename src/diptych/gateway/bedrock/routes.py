@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -153,5 +152,5 @@ async def _count(call: Call) -> int:
 def _decoded(body: str) -> bytes:
     try:
         return b64decode(body, validate=True)
-    except binascii.Error:
+    except ValueError:  # of binascii, or for what is not ASCII
         raise InvalidRequest("The member invokeModel.body is not valid Base64.") from None

@@ -24,7 +24,11 @@ def toolbox_of(config: ToolConfig | None) -> Toolbox:
     if twice := {name for name in names if names.count(name) > 1}:
         raise InvalidRequest(f"The toolConfig has several tools of the name {min(twice)}. Give each its own name.")
     choice = config.tool_choice
-    if choice is None or (choice.auto is not None and choice.any is None and choice.tool is None):
+    if choice is None:
+        return Toolbox(tools)
+    if [choice.auto, choice.any, choice.tool].count(None) != 2:
+        raise InvalidRequest("The toolConfig.toolChoice must set exactly one of auto, any and tool.")
+    if choice.auto is not None:
         return Toolbox(tools)
     if choice.tool is None:
         return Toolbox(tools, "any")

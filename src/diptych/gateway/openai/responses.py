@@ -199,7 +199,7 @@ def _usage(generation: Generation) -> dict[str, Any]:
     read, made = generation.prompt_tokens, generation.output_tokens
     return {
         "input_tokens": read,
-        "input_tokens_details": {"cached_tokens": record.cached_tokens if record else 0},
+        "input_tokens_details": {"cached_tokens": record.cached_tokens if record else 0, "cache_write_tokens": 0},
         "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": read + made,
