@@ -16,7 +16,6 @@ serve: $(STAMP)
 
 test: $(STAMP) check
 	$(BIN)/pytest -q
-	$(MAKE) test-clients
 
 check: $(STAMP)
 	$(BIN)/ruff check .
