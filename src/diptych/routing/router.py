@@ -159,11 +159,18 @@ class Router:
             view.reading_s[request.id] = view.cost.prefill_s(len(request.prompt) - cached, cached)
 
     def read(self, worker: str, request: Request, cached: int, seconds: float) -> None:
-        """A prefill worker has read the prompt in ``seconds`` of its own compute."""
+        """A prefill worker has read the prompt in ``seconds`` of its own compute.
+
+        Beside streams on the same cores it gives way, and would not be asked again until it had read as fast as alone.
+        """
         view = self.prefill[worker]
         view.reading_s.pop(request.id, None)
-        view.cost.saw_prefill(len(request.prompt) - 1 - cached, cached, seconds)
+        if not self._beside_streams(view.cores):
+            view.cost.saw_prefill(len(request.prompt) - 1 - cached, cached, seconds)
         view.held.add(request.id, request.prompt)
+
+    def _beside_streams(self, cores: str) -> bool:
+        return bool(cores) and any(view.cores == cores and view.batch for view in self.decode.values())
 
     def keeps(self, worker: str, request_id: str, tokens: Sequence[int]) -> None:
         """A prefill worker holds these tokens now, although it did not read them all."""
