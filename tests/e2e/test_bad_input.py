@@ -99,6 +99,12 @@ def test_half_sent(tiny_fleet: Fleet, share: int) -> None:
     for _ in range(10):
         with socket.create_connection(("127.0.0.1", tiny_fleet.port), 5) as half:
             half.sendall((head + body)[:share])
+    known = httpx.get(f"{tiny_fleet.url}/diptych/requests?limit=50", timeout=10).json()["requests"]
+    answer = httpx.post(f"{tiny_fleet.url}{CHAT}", content=_letters(1500, "QXZVK"[share % 5]), timeout=30)
+    assert answer.status_code == 200, "the service goes on"
+    now = httpx.get(f"{tiny_fleet.url}/diptych/requests?limit=50", timeout=10).json()["requests"]
+    new = {record["id"] for record in now} - {record["id"] for record in known}
+    assert new == {answer.headers["x-request-id"]}, "half a request is none"
 
 
 def test_as_long_as_it_fits(tiny_fleet: Fleet) -> None:

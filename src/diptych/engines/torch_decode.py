@@ -22,10 +22,11 @@ import transformers
 from numpy.typing import NDArray
 
 from diptych.engines.protocol import Description, LandedKV, Reading
+from diptych.engines.room import output_limit
 from diptych.engines.sampler import Sampler, check
 from diptych.engines.torch import TorchConfig, TorchPrefill, chunk_bounds
 from diptych.engines.torch_generate import StockModel
-from diptych.errors import ContextExceeded, CorruptKV, EngineError, InvalidRequest, WorkerLost
+from diptych.errors import CorruptKV, EngineError, WorkerLost
 from diptych.models.resolve import ModelBundle
 from diptych.types import FinishReason, Prepared, Sampling, TokenChunk
 
@@ -81,7 +82,8 @@ class TorchDecode:
 
         Honours all of ``sampling`` but grammars and schemas, which raise InvalidRequest.
         """
-        limit = self._limit(prompt, sampling)
+        check(sampling)
+        limit = output_limit(prompt, sampling, self._config.ctx_per_request)
         asked = time.monotonic()
         async with self._slots:
             began = time.monotonic()
@@ -127,16 +129,6 @@ class TorchDecode:
         """Waits for the step under way."""
         self._closed.set()
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
-
-    def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        check(sampling)
-        room = self._config.ctx_per_request - len(prompt)
-        if not prompt or sampling.max_tokens < 1:
-            raise InvalidRequest("a prompt of at least one token and max_tokens of at least 1 are needed")
-        if room < 1:
-            most = self._config.ctx_per_request - 1
-            raise ContextExceeded(f"the prompt has {len(prompt)} tokens; the context has room for {most}")
-        return min(sampling.max_tokens, room)
 
     def _finish(self, token: int, last: bool, sampling: Sampling) -> FinishReason | None:
         if token in self._bundle.end_tokens and not sampling.ignore_eos:

@@ -16,8 +16,8 @@ from diptych.engines.emulated.held import Held
 from diptych.engines.emulated.pacing import Pacer
 from diptych.engines.emulated.words import Words, seed_of
 from diptych.engines.protocol import Description, LandedKV, Layers, Reading
+from diptych.engines.room import output_limit
 from diptych.errors import (
-    ContextExceeded,
     CorruptKV,
     EngineError,
     HandoffError,
@@ -101,7 +101,7 @@ class EmulatedDecode:
         sampling: Sampling,
     ) -> AsyncGenerator[TokenChunk, None]:
         """See DecodeEngine. Raises HandoffError before the first token when the KV is not what was announced."""
-        most = self._fitting(prompt, sampling)
+        most = self._limit(prompt, sampling)
         run = await self._over(prompt, landed, most, sampling) if landed else self._alone(prompt, most, sampling)
         self._pacer.add(run.sequence)
         try:
@@ -178,17 +178,10 @@ class EmulatedDecode:
         while run.sent == run.sequence.emitted:
             await self._pacer.more(run.sequence)
 
-    def _fitting(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """As many tokens as are asked for and fit. Raises RequestError."""
-        room = self._settings.ctx_per_request - len(prompt)
-        if not prompt or sampling.max_tokens < 1:
-            raise InvalidRequest("a prompt of at least one token and max_tokens of at least 1 are needed")
-        if room < 1:
-            most = self._settings.ctx_per_request - 1
-            raise ContextExceeded(f"the prompt has {len(prompt)} tokens; the context has room for {most}")
+    def _limit(self, prompt: Sequence[int], sampling: Sampling) -> int:
         if sampling.grammar is not None or sampling.json_schema is not None:
             raise InvalidRequest("an emulated engine says words; it cannot follow a grammar or a JSON schema")
-        return min(sampling.max_tokens, room)
+        return output_limit(prompt, sampling, self._settings.ctx_per_request)
 
 
 class _Refused(HandoffError):

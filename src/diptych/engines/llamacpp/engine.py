@@ -25,9 +25,9 @@ from diptych.engines.llamacpp.slotfile import SlotForm, parse
 from diptych.engines.llamacpp.slots import Slot, Slots
 from diptych.engines.llamacpp.takeover import Takeover, confirm
 from diptych.engines.protocol import Arrays, Description, LandedKV, Reading
+from diptych.engines.room import output_limit
 from diptych.errors import (
     ConfigError,
-    ContextExceeded,
     EngineError,
     InvalidRequest,
     WorkerError,
@@ -127,7 +127,8 @@ class LlamaCppDecode:
         Raises HandoffError before the first token when the handoff fails a check or the server does not
         confirm it; the slot is then erased, and a later call without ``landed`` computes everything anew.
         """
-        sampling = self._fitting(prompt, sampling)
+        limit = output_limit(prompt, sampling, self._settings.ctx_per_request)
+        sampling = msgspec.structs.replace(sampling, max_tokens=limit)
         async with self._slot(prompt, landed) as held:
             completion = Completion(self._server.client, self._speller, held, prompt, sampling)
             async with aclosing(completion.chunks()) as chunks:
@@ -227,16 +228,6 @@ class LlamaCppDecode:
         self._slots.fail(self._lost)
         await self._server.stop()
         self._images.close()
-
-    def _fitting(self, prompt: Sequence[int], sampling: Sampling) -> Sampling:
-        """``sampling`` with as many tokens as there is room for. Raises RequestError."""
-        room = self._settings.ctx_per_request - len(prompt)
-        if not prompt or sampling.max_tokens < 1:
-            raise InvalidRequest("a prompt of at least one token and max_tokens of at least 1 are needed")
-        if room < 1:
-            most = self._settings.ctx_per_request - 1
-            raise ContextExceeded(f"the prompt has {len(prompt)} tokens; the context has room for {most}")
-        return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
 
     @asynccontextmanager
     async def _slot(self, prompt: Sequence[int], landed: LandedKV | None) -> AsyncGenerator[Held]:
